@@ -1,0 +1,17 @@
+//! Containers and names: what lies in a checkpoint, what a converted file must hold, and under which names.
+//!
+//! - [`tensor`]: a source's index and how to read a byte range of one tensor.
+//! - [`output`]: the tensors of a converted model, each assembled from parts of source tensors.
+//! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
+//!
+//! Every size and offset that comes from a file is hostile until checked.
+
+pub mod error;
+pub mod layout;
+pub mod output;
+pub mod tensor;
+
+pub use error::{Error, Result};
+pub use layout::Layout;
+pub use output::{OutputTensor, Part};
+pub use tensor::{Dtype, TensorId, TensorMeta, TensorSource};

@@ -1,0 +1,113 @@
+//! The tensors of a converted model: what each is called, what it is for, and from which parts of which source tensors it
+//! is put together. A family's file writes this list; the pass that executes it knows no family.
+
+use std::ops::Range;
+
+use crate::tensor::TensorId;
+
+/// What a weight does in the model: the mixes choose types by it, the report groups by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Token embeddings.
+    Embedding,
+    /// The output head.
+    Output,
+    /// Norm gains, biases, correction biases and every other vector.
+    Vector,
+    /// A mixture's router.
+    Router,
+    /// Query projection.
+    AttnQ,
+    /// Key projection.
+    AttnK,
+    /// Value projection.
+    AttnV,
+    /// Query, key and value in one.
+    AttnQkv,
+    /// Output projection of attention.
+    AttnOutput,
+    /// MLA: down-projection to the query's latent.
+    AttnQA,
+    /// MLA: up-projection from the query's latent.
+    AttnQB,
+    /// MLA: down-projection to the shared key/value latent and the rotary key.
+    AttnKvA,
+    /// MLA: the key half of `kv_b_proj`, transposed per head.
+    AttnKB,
+    /// MLA: the value half of `kv_b_proj`.
+    AttnVB,
+    /// Gate of a dense MLP.
+    FfnGate,
+    /// Up projection of a dense MLP.
+    FfnUp,
+    /// Down projection of a dense MLP.
+    FfnDown,
+    /// Gate of the shared expert.
+    SharedGate,
+    /// Up projection of the shared expert.
+    SharedUp,
+    /// Down projection of the shared expert.
+    SharedDown,
+    /// Gates of the routed experts, stacked.
+    ExpertGate,
+    /// Up projections of the routed experts, stacked.
+    ExpertUp,
+    /// Down projections of the routed experts, stacked.
+    ExpertDown,
+}
+
+/// How a part's matrix (rows × columns, as f32) becomes rows of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Map {
+    /// Row by row as they are. Such a part may be cut into tiles anywhere.
+    Identity,
+    /// Columns become rows. The part is taken whole.
+    Transpose,
+    /// The two halves of the rows are interleaved (output row 2i = row i, 2i + 1 = row n/2 + i): one head's rotary
+    /// dimensions from Hugging Face's order to the one of GGUF's `llama`. The part is taken whole.
+    InterleaveHalves,
+}
+
+/// Rows of one source tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The source tensor, seen as a matrix: its last dimension is the row.
+    pub source: TensorId,
+    /// Which rows.
+    pub rows: Range<u64>,
+    /// What happens to them.
+    pub map: Map,
+}
+
+/// One tensor of the converted model: its parts, one after the other.
+#[derive(Clone, Debug)]
+pub struct OutputTensor {
+    /// The container's name for it, without what the container appends for its planes (GGUF: the full name; MLX: the module
+    /// path with `.weight` left out where the tensor can be quantized).
+    pub name: String,
+    /// Row-major, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// What it is for.
+    pub class: Class,
+    /// The block it belongs to, if any.
+    pub layer: Option<u32>,
+    /// Where its rows come from, in order.
+    pub parts: Vec<Part>,
+}
+
+impl OutputTensor {
+    /// Length of a row.
+    pub fn columns(&self) -> u64 {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Rows when all dimensions but the last are flattened.
+    pub fn rows(&self) -> u64 {
+        self.shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
+    }
+
+    /// Number of weights.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}

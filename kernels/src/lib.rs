@@ -1,0 +1,11 @@
+//! The ground floor: block formats of quantized weights, their encoders and decoders.
+//!
+//! A [`Format`] is one row of a table: what a block holds, how many bytes it takes, and the functions that
+//! encode and decode it. Every kernel is written once, generic over [`simd::Simd`] (16 lanes of `f32`), so that
+//! scalar, AVX2, AVX-512 and NEON give the same bits. This crate does no I/O and knows no file.
+
+pub mod format;
+pub mod simd;
+
+pub use format::Format;
+pub use simd::Isa;

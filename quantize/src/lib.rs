@@ -1,0 +1,1 @@
+//! The job: which tensor becomes what, and the streaming pass that does it.
