@@ -13,5 +13,5 @@ pub mod tensor;
 
 pub use error::{Error, Result};
 pub use layout::Layout;
-pub use output::{OutputTensor, Part};
+pub use output::{Content, OutputTensor, Part};
 pub use tensor::{Dtype, TensorId, TensorMeta, TensorSource};

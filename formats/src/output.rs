@@ -79,7 +79,16 @@ pub struct Part {
     pub map: Map,
 }
 
-/// One tensor of the converted model: its parts, one after the other.
+/// What an output tensor's rows are made of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// Rows of source tensors, one part after the other.
+    Parts(Vec<Part>),
+    /// Values computed from the configuration, row-major (GGUF's `rope_freqs.weight`).
+    Values(Vec<f32>),
+}
+
+/// One tensor of the converted model.
 #[derive(Clone, Debug)]
 pub struct OutputTensor {
     /// The container's name for it, without what the container appends for its planes (GGUF: the full name; MLX: the module
@@ -91,8 +100,8 @@ pub struct OutputTensor {
     pub class: Class,
     /// The block it belongs to, if any.
     pub layer: Option<u32>,
-    /// Where its rows come from, in order.
-    pub parts: Vec<Part>,
+    /// Where its rows come from.
+    pub content: Content,
 }
 
 impl OutputTensor {
