@@ -2,11 +2,13 @@
 //!
 //! - [`tensor`]: a source's index and how to read a byte range of one tensor.
 //! - [`output`]: the tensors of a converted model, each assembled from parts of source tensors.
+//! - [`gguf`]: llama.cpp's container.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
 //!
 //! Every size and offset that comes from a file is hostile until checked.
 
 pub mod error;
+pub mod gguf;
 pub mod layout;
 pub mod output;
 pub mod tensor;

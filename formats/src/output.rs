@@ -12,8 +12,10 @@ pub enum Class {
     Embedding,
     /// The output head.
     Output,
-    /// Norm gains, biases, correction biases and every other vector.
+    /// Norm gains, biases and every other vector.
     Vector,
+    /// What a mixture's router adds to its scores before choosing: F32 in every container.
+    RouterBias,
     /// A mixture's router.
     Router,
     /// Query projection.
@@ -71,8 +73,10 @@ pub enum Map {
 /// Rows of one source tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// The source tensor, seen as a matrix: its last dimension is the row.
+    /// The source tensor, seen as a matrix of `columns` columns.
     pub source: TensorId,
+    /// Length of a row: the tensor's last dimension, or 1 where the elements of a vector are moved one by one.
+    pub columns: u64,
     /// Which rows.
     pub rows: Range<u64>,
     /// What happens to them.
@@ -100,6 +104,9 @@ pub struct OutputTensor {
     pub class: Class,
     /// The block it belongs to, if any.
     pub layer: Option<u32>,
+    /// Whether the consumer can run it in a quantized format. What can't is stored in full precision (GGUF: F32; MLX: the
+    /// model's own type).
+    pub quantizable: bool,
     /// Where its rows come from.
     pub content: Content,
 }
