@@ -5,6 +5,7 @@
 //! scalar, AVX2, AVX-512 and NEON give the same bits. This crate does no I/O and knows no file.
 
 pub mod format;
+pub mod lanes;
 pub mod simd;
 
 pub use format::Format;

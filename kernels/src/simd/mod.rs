@@ -19,6 +19,7 @@ pub const LANES: usize = 16;
 ///
 /// # Safety
 /// A type may implement this only if its values can't be constructed on a machine that lacks the instructions.
+#[allow(missing_docs, reason = "most names say it")]
 pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen `f32`.
     type F32: Copy;
