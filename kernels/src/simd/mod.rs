@@ -4,10 +4,16 @@
 //! fixed at 16 and every operation is exactly rounded (`mul_add` rounds once), so all implementations give the same
 //! bits; [`Scalar`] is the oracle.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
 pub use scalar::Scalar;
 
 /// Lanes of a vector.
@@ -68,6 +74,7 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// The same bits as integers.
     fn bits(self, a: Self::F32) -> Self::I32;
     /// The same bits as floats.
+    #[allow(clippy::wrong_self_convention, reason = "self is the instruction set, not the value")]
     fn from_bits(self, a: Self::I32) -> Self::F32;
 
     fn splat_i(self, x: i32) -> Self::I32;
@@ -103,6 +110,14 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// To IEEE half floats (as bits), nearest, ties to even, overflow to infinity.
     fn store_f16(self, v: Self::F32, p: &mut [u16; LANES]);
 
+    /// Each lane rounded to the nearest half float, ties to even, overflow to infinity.
+    #[inline(always)]
+    fn round_f16(self, v: Self::F32) -> Self::F32 {
+        let mut halves = [0; LANES];
+        self.store_f16(v, &mut halves);
+        self.load_f16(&halves)
+    }
+
     /// Sixteen vectors as the rows of a matrix; its columns as vectors.
     fn transpose(self, rows: &mut [Self::F32; LANES]);
 
@@ -124,6 +139,9 @@ pub trait Kernel {
 pub enum Isa {
     /// Plain Rust, the oracle.
     Scalar(Scalar),
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl Isa {
@@ -144,6 +162,10 @@ impl Isa {
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut, reason = "other architectures may have nothing to add")]
         let mut all = vec![Isa::Scalar(Scalar)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(Avx512::new().map(Isa::Avx512));
+        }
         all
     }
 
@@ -151,6 +173,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar(_) => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
         }
     }
 
@@ -158,6 +182,8 @@ impl Isa {
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Isa::Scalar(s) => s.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(s) => s.run(kernel),
         }
     }
 }
