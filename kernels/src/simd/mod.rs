@@ -5,6 +5,8 @@
 //! bits; [`Scalar`] is the oracle.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
 #[cfg(test)]
@@ -12,6 +14,8 @@ mod tests;
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 pub use scalar::Scalar;
@@ -139,6 +143,9 @@ pub trait Kernel {
 pub enum Isa {
     /// Plain Rust, the oracle.
     Scalar(Scalar),
+    /// x86-64 with AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
@@ -164,6 +171,7 @@ impl Isa {
         let mut all = vec![Isa::Scalar(Scalar)];
         #[cfg(target_arch = "x86_64")]
         {
+            all.extend(Avx2::new().map(Isa::Avx2));
             all.extend(Avx512::new().map(Isa::Avx512));
         }
         all
@@ -174,6 +182,8 @@ impl Isa {
         match self {
             Isa::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "avx512",
         }
     }
@@ -182,6 +192,8 @@ impl Isa {
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Isa::Scalar(s) => s.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(s) => s.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(s) => s.run(kernel),
         }
