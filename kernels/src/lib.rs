@@ -4,9 +4,16 @@
 //! encode and decode it. Every kernel is written once, generic over [`simd::Simd`] (16 lanes of `f32`), so that
 //! scalar, AVX2, AVX-512 and NEON give the same bits. This crate does no I/O and knows no file.
 
+#[cfg(target_endian = "big")]
+compile_error!("every file format here is little-endian, and so are the kernels that read and write them");
+
+pub mod float;
 pub mod format;
+pub mod fp8;
 pub mod lanes;
 pub mod simd;
+pub mod stats;
+pub mod table;
 
 pub use format::Format;
 pub use simd::Isa;

@@ -1,0 +1,49 @@
+//! All formats, by the names their containers' users know.
+//!
+//! Names are unique within a container, not among them: `mxfp4` in a GGUF is one plane of 17-byte blocks, in MLX two planes.
+
+use crate::float::{BF16, F16, F32};
+use crate::format::Format;
+
+/// The types of GGUF, in lower case (`q4_k`, `bf16`).
+pub static GGUF: &[&Format] = &[&F32, &F16, &BF16];
+
+/// The quantization modes of MLX, and the types of its unquantized tensors (`4bit-g64`, `mxfp4`, `bf16`).
+pub static MLX: &[&Format] = &[&F32, &F16, &BF16];
+
+/// Every format once.
+pub fn all() -> impl Iterator<Item = &'static Format> {
+    let mlx = MLX.iter().filter(|format| !GGUF.contains(format));
+    GGUF.iter().chain(mlx).copied()
+}
+
+/// The format that GGUF calls `name` (in any case).
+pub fn gguf(name: &str) -> Option<&'static Format> {
+    find(GGUF, name)
+}
+
+/// The format that MLX calls `name` (in any case).
+pub fn mlx(name: &str) -> Option<&'static Format> {
+    find(MLX, name)
+}
+
+fn find(formats: &[&'static Format], name: &str) -> Option<&'static Format> {
+    formats.iter().copied().find(|format| format.name.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_any_case_and_are_unique() {
+        assert_eq!(gguf("F16"), Some(&F16));
+        assert_eq!(mlx("bf16"), Some(&BF16));
+        assert_eq!(gguf("q4"), None);
+        for (formats, lookup) in [(GGUF, gguf as fn(&str) -> _), (MLX, mlx)] {
+            for format in formats {
+                assert_eq!(lookup(format.name), Some(*format), "{format:?} is listed twice");
+            }
+        }
+    }
+}
