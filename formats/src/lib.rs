@@ -1,18 +1,23 @@
 //! Containers and names: what lies in a checkpoint, what a converted file must hold, and under which names.
 //!
+//! - [`config`]: a model's hyper-parameters.
 //! - [`tensor`]: a source's index and how to read a byte range of one tensor.
 //! - [`output`]: the tensors of a converted model, each assembled from parts of source tensors.
+//! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
 //!
 //! Every size and offset that comes from a file is hostile until checked.
 
+pub mod config;
 pub mod error;
+pub mod families;
 pub mod gguf;
 pub mod layout;
 pub mod output;
 pub mod tensor;
 
+pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use layout::Layout;
 pub use output::{Content, OutputTensor, Part};

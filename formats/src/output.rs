@@ -14,6 +14,8 @@ pub enum Class {
     Output,
     /// Norm gains, biases and every other vector.
     Vector,
+    /// A matrix without a role of its own in the mixes.
+    Other,
     /// What a mixture's router adds to its scores before choosing: F32 in every container.
     RouterBias,
     /// A mixture's router.
