@@ -1,0 +1,63 @@
+"""What the checks share: running halfbyte, counting what holds, and the distance between two distributions."""
+
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "models"
+
+# Contractions, digits, runs of spaces and newlines, accents, scripts, an emoji, special tokens: where pre-tokenizers differ.
+TEXT = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.\n\n"
+    "She paid 1815 pounds, 12 shillings & sixpence -- they'd said \"£1,234.56\"; DON'T they'll?\r\n\t  naïve café, 東京 🙂   end"
+    "<|im_end|>\n<|im_start|>user\nfn main() { let x = a[i]+=1; }  \n\n\n"
+)
+
+
+class Checks:
+    """Counts checks, prints each, and ends the process with 1 if one failed."""
+
+    def __init__(self):
+        self.passed = self.failed = 0
+
+    def that(self, holds, what):
+        print(f"{'ok    ' if holds else 'FAILED'} {what}", flush=True)
+        if holds:
+            self.passed += 1
+        else:
+            self.failed += 1
+
+    def case(self, name, function, *arguments):
+        """Runs one case; an exception in it is a failed check, and the other cases still run."""
+        try:
+            function(*arguments)
+        except Exception as error:  # noqa: BLE001: whatever went wrong is the finding
+            traceback.print_exc()
+            self.that(False, f"{name}: {error}")
+
+    def close(self):
+        print(f"{self.passed} passed, {self.failed} failed", flush=True)
+        sys.exit(1 if self.failed else 0)
+
+
+def quantize(halfbyte, source, to, form, out, *options):
+    """`halfbyte quantize`, anew."""
+    command = [halfbyte, "quantize", source, "--to", to, "--format", form, "--out", out, "--overwrite", *options]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return Path(out)
+
+
+def divergence(reference, other):
+    """Mean Kullback-Leibler divergence in nats of `other` from `reference`: ln p, [positions, vocabulary]."""
+    return float((np.exp(reference) * (reference - other)).sum(-1).mean())
+
+
+def relative_error(reference, other):
+    """RMS error over RMS."""
+    reference = reference.astype(np.float64)
+    return float(np.sqrt(np.mean((reference - other) ** 2) / np.mean(reference**2)))
