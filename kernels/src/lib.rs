@@ -7,12 +7,18 @@
 #[cfg(target_endian = "big")]
 compile_error!("every file format here is little-endian, and so are the kernels that read and write them");
 
+mod affine;
 pub mod float;
 pub mod format;
 pub mod fp8;
+mod grid;
 pub mod lanes;
+pub mod q4_k;
+pub mod q6_k;
+mod signed;
 pub mod simd;
 pub mod stats;
+mod superblock;
 pub mod table;
 
 pub use format::Format;

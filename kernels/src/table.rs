@@ -4,9 +4,11 @@
 
 use crate::float::{BF16, F16, F32};
 use crate::format::Format;
+use crate::q4_k::Q4_K;
+use crate::q6_k::Q6_K;
 
 /// The types of GGUF, in lower case (`q4_k`, `bf16`).
-pub static GGUF: &[&Format] = &[&F32, &F16, &BF16];
+pub static GGUF: &[&Format] = &[&F32, &F16, &BF16, &Q4_K, &Q6_K];
 
 /// The quantization modes of MLX, and the types of its unquantized tensors (`4bit-g64`, `mxfp4`, `bf16`).
 pub static MLX: &[&Format] = &[&F32, &F16, &BF16];

@@ -1,0 +1,130 @@
+//! Q4_K: super-blocks of 8 groups of 32, 4-bit codes, 6-bit sub-scales and sub-minima, 4.5 bits per weight.
+//!
+//! Layout (ggml's `block_q4_K`, 144 bytes): `d`, `dmin` f16, `scales` [12] (see [`pack_scales`]), `qs` [128];
+//! x = d · scale · code − dmin · min. `qs` holds groups 2 i and 2 i + 1 as low and high nibbles of 32 bytes.
+
+use half::f16;
+
+use crate::affine::{self, Plan};
+use crate::format::Format;
+use crate::simd::{LANES, Simd};
+use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
+
+/// GGUF's Q4_K.
+pub static Q4_K: Format = Format {
+    name: "q4_k",
+    block: SUPER_BLOCK,
+    planes: &[BYTES],
+    encode: Some(superblock::encode::<Type, BYTES>),
+    decode: superblock::decode::<Type, BYTES>,
+};
+
+/// Bytes of a super-block.
+const BYTES: usize = 144;
+
+const PLAN: Plan = Plan {
+    codes: 15.0,
+    limit: 63.0,
+    ranges: &[
+        (0.0, 0.0),
+        (-0.3, -0.3),
+        (-0.6, -0.6),
+        (0.3, 0.3),
+        (0.0, -0.5),
+        (-0.5, 0.0),
+        (0.0, -1.0),
+        (-1.0, 0.0),
+        (-1.0, -1.0),
+        (0.5, 0.0),
+        (0.0, 0.5),
+        (-0.5, 0.5),
+        (0.5, -0.5),
+    ],
+    tops: &[63.0],
+    around: &[
+        (0.0, 0.0),
+        (1.0, 0.0),
+        (-1.0, 0.0),
+        (0.0, 1.0),
+        (0.0, -1.0),
+        (1.0, 1.0),
+        (-1.0, -1.0),
+        (1.0, -1.0),
+        (-1.0, 1.0),
+    ],
+    again: &[(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0)],
+    refits: 1,
+};
+
+struct Type;
+
+impl Blocks<BYTES> for Type {
+    const BLOCK: usize = SUPER_BLOCK;
+    const PER_TILE: usize = 2;
+
+    #[inline(always)]
+    fn encode<S: Simd, const WEIGHTED: bool>(
+        s: S,
+        weights: &Weights,
+        tile: usize,
+        blocks: &mut [[u8; BYTES]],
+    ) {
+        let tile = Tile::<S, 32>::load::<8, WEIGHTED>(s, weights, tile);
+        let found = affine::search::<S, 32, 8, WEIGHTED>(s, &PLAN, &tile);
+        let codes = bytes(s, &found.codes);
+        let scales = lane_bytes(s, found.scale);
+        let mins = lane_bytes(s, found.min);
+        for (i, block) in blocks.iter_mut().enumerate() {
+            let lanes = i * 8..i * 8 + 8;
+            block[..2].copy_from_slice(&found.d[lanes.start].to_le_bytes());
+            block[2..4].copy_from_slice(&found.dmin[lanes.start].to_le_bytes());
+            pack_scales(&scales[lanes.clone()], &mins[lanes.clone()], &mut block[4..16]);
+            for (two, qs) in codes[lanes].chunks_exact(2).zip(block[16..].chunks_exact_mut(32)) {
+                for i in 0..32 {
+                    qs[i] = two[0][i] | two[1][i] << 4;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decode<S: Simd>(s: S, block: &[u8; BYTES], dst: &mut [f32]) {
+        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        let dmin = f16::from_le_bytes([block[2], block[3]]).to_f32();
+        let (scales, mins) = unpack_scales(&block[4..16]);
+        for (g, dst) in dst.chunks_exact_mut(32).enumerate() {
+            let scale = s.splat(d * f32::from(scales[g]));
+            let min = s.splat(dmin * f32::from(mins[g]));
+            let qs = &block[16 + g / 2 * 32..][..32];
+            for (qs, dst) in qs.as_chunks::<LANES>().0.iter().zip(dst.as_chunks_mut::<LANES>().0) {
+                let q = s.load_u8(qs);
+                let q = if g % 2 == 0 { s.and_i(q, s.splat_i(15)) } else { s.shr_i::<4>(q) };
+                s.store(s.sub(s.mul(scale, s.to_f32(q)), min), dst);
+            }
+        }
+    }
+}
+
+/// Packs 8 sub-scales and 8 sub-minima (0..64) into 12 bytes: 0..4 scales 0..4, 4..8 minima 0..4, in the low 6 bits; 8..12
+/// the low nibbles of scales 4..8 and, above them, of minima 4..8, whose upper bit pairs are the upper bits of bytes 0..8.
+#[inline(always)]
+pub(crate) fn pack_scales(scales: &[u8], mins: &[u8], out: &mut [u8]) {
+    for i in 0..4 {
+        out[i] = scales[i] | scales[4 + i] >> 4 << 6;
+        out[4 + i] = mins[i] | mins[4 + i] >> 4 << 6;
+        out[8 + i] = scales[4 + i] & 15 | mins[4 + i] << 4;
+    }
+}
+
+/// The sub-scales and sub-minima that [`pack_scales`] packed.
+#[inline(always)]
+pub(crate) fn unpack_scales(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
+    let (mut scales, mut mins) = ([0; 8], [0; 8]);
+    for i in 0..4 {
+        scales[i] = packed[i] & 63;
+        mins[i] = packed[4 + i] & 63;
+        scales[4 + i] = packed[8 + i] & 15 | packed[i] >> 6 << 4;
+        mins[4 + i] = packed[8 + i] >> 4 | packed[4 + i] >> 6 << 4;
+    }
+    (scales, mins)
+}
