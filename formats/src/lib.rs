@@ -3,6 +3,8 @@
 //! - [`config`]: a model's hyper-parameters.
 //! - [`tensor`]: a source's index and how to read a byte range of one tensor.
 //! - [`output`]: the tensors of a converted model, each assembled from parts of source tensors.
+//! - [`safetensors`]: Hugging Face's container, a file or a folder of shards.
+//! - [`scales`]: the block scales of FP8 weights.
 //! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
@@ -13,8 +15,11 @@ pub mod config;
 pub mod error;
 pub mod families;
 pub mod gguf;
+mod index;
 pub mod layout;
 pub mod output;
+pub mod safetensors;
+pub mod scales;
 pub mod tensor;
 
 pub use config::ModelConfig;

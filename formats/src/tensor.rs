@@ -1,5 +1,6 @@
 //! The index of a source and how to read a range of one tensor's bytes.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use kernels::Format;
@@ -22,6 +23,17 @@ pub enum Dtype {
         /// Bytes per element.
         bytes: usize,
     },
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::Block(format) => format.name,
+            Dtype::F8E4M3 => "f8_e4m3",
+            Dtype::F8E8M0 => "f8_e8m0",
+            Dtype::Other { name, .. } => name,
+        })
+    }
 }
 
 /// The position of a tensor in its source's index.

@@ -1,0 +1,118 @@
+//! The tensors of a source and the open files behind them: what every local container shares.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::tensor::{SourceFile, TensorId, TensorMeta};
+
+/// Sources of more bytes than this are read once and don't fit the page cache beside anything else: what was read is
+/// dropped behind the reader. Smaller ones stay cached for the next run.
+const DROP_BEHIND: u64 = 8 << 30;
+
+/// Tensors by position and by name, and the files that hold them, open for positioned reads.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    tensors: Vec<TensorMeta>,
+    by_name: HashMap<String, TensorId>,
+    files: Vec<SourceFile>,
+    handles: Vec<File>,
+    drop_behind: bool,
+}
+
+/// Opens a regular file and returns it with its size.
+pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    // Asked before opening: to open a pipe would wait for its writer.
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        return Err(Error::NotAFile { path: path.to_owned() });
+    }
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    Ok((file, len))
+}
+
+impl Index {
+    /// Adds a file with its tensors, whose `file` is set here.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateTensor`] if an earlier file has a tensor of the same name.
+    pub(crate) fn add(
+        &mut self,
+        path: PathBuf,
+        handle: File,
+        len: u64,
+        tensors: impl IntoIterator<Item = TensorMeta>,
+    ) -> Result<()> {
+        let file = self.files.len();
+        self.files.push(SourceFile { path, len });
+        self.handles.push(handle);
+        self.drop_behind = self.files.iter().map(|f| f.len).fold(0, u64::saturating_add) > DROP_BEHIND;
+        for tensor in tensors {
+            match self.by_name.entry(tensor.name.clone()) {
+                Entry::Occupied(earlier) => {
+                    return Err(Error::DuplicateTensor {
+                        first: self.files[self.tensors[earlier.get().0].file].path.clone(),
+                        second: self.files[file].path.clone(),
+                        tensor: tensor.name,
+                    });
+                }
+                Entry::Vacant(place) => place.insert(TensorId(self.tensors.len())),
+            };
+            self.tensors.push(TensorMeta { file, ..tensor });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn tensors(&self) -> &[TensorMeta] {
+        &self.tensors
+    }
+
+    pub(crate) fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<TensorId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// See [`TensorSource::read_at`](crate::tensor::TensorSource::read_at).
+    pub(crate) fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let tensor = &self.tensors[id.0];
+        let len = buffer.len() as u64;
+        if offset.checked_add(len).is_none_or(|end| end > tensor.len) {
+            return Err(Error::OutOfTensor { tensor: tensor.name.clone(), offset, len, size: tensor.len });
+        }
+        let (file, handle) = (&self.files[tensor.file], &self.handles[tensor.file]);
+        let start = tensor.offset + offset;
+        handle.read_exact_at(buffer, start).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => Error::Truncated {
+                path: file.path.clone(),
+                what: format!("tensor {}", tensor.name),
+                end: tensor.offset + tensor.len,
+                len: handle.metadata().map_or(0, |m| m.len()),
+            },
+            _ => Error::Io { path: file.path.clone(), source },
+        })?;
+        if self.drop_behind {
+            drop_cached(handle, start, len);
+        }
+        Ok(())
+    }
+}
+
+/// Lets the system forget the cached pages of a range. It is advice: a system that does not take it still reads right.
+#[cfg(target_os = "linux")]
+fn drop_cached(file: &File, start: u64, len: u64) {
+    use rustix::fs::{Advice, fadvise};
+    if let Some(len) = std::num::NonZeroU64::new(len) {
+        let _ = fadvise(file, start, Some(len), Advice::DontNeed);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn drop_cached(_: &File, _: u64, _: u64) {}
