@@ -62,7 +62,7 @@ pub enum Error {
 
     /// A header, or an index file, larger than any that a real model needs.
     #[error(
-        "{path}: the header has {len} bytes, the limit is {limit}; this is no safetensors file or a damaged one"
+        "{path}: the header has {len} bytes or more, the limit is {limit}: the file is damaged or no model"
     )]
     HeaderTooLarge {
         /// The file.
@@ -210,6 +210,136 @@ pub enum Error {
         len: u64,
         /// The tensor's size.
         size: u64,
+    },
+
+    /// A file that starts like no known container.
+    #[error("{path} starts with {magic:?}: it is neither safetensors nor GGUF")]
+    UnknownMagic {
+        /// The file.
+        path: PathBuf,
+        /// Its first bytes.
+        magic: String,
+    },
+
+    /// A GGUF for big-endian machines.
+    #[error(
+        "{path} is a big-endian GGUF, which is not supported: convert it with llama.cpp's gguf_convert_endian.py"
+    )]
+    BigEndian {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A version of GGUF that this project does not read.
+    #[error("{path} is GGUF version {version}; versions 2 and 3 are supported")]
+    UnsupportedVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+
+    /// A metadata key occurs twice.
+    #[error("{path}: the metadata key {key} occurs twice")]
+    DuplicateKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+
+    /// A GGUF alignment that is no power of two.
+    #[error("{path}: the alignment {alignment} is no power of two")]
+    BadAlignment {
+        /// The file.
+        path: PathBuf,
+        /// The alignment.
+        alignment: u64,
+    },
+
+    /// A tensor that does not start where the alignment wants it.
+    #[error(
+        "{path}: tensor {tensor} starts at byte {offset} of the data, which is no multiple of the alignment {alignment}"
+    )]
+    Misaligned {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it starts.
+        offset: u64,
+        /// The alignment.
+        alignment: u64,
+    },
+
+    /// More dimensions than GGUF knows.
+    #[error("{path}: tensor {tensor} has {dimensions} dimensions; GGUF knows at most 4")]
+    TooManyDimensions {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// How many it has.
+        dimensions: u64,
+    },
+
+    /// Rows that are no whole number of a format's blocks.
+    #[error(
+        "{path}: the rows of tensor {tensor} have {columns} weights, which {format} can't hold in blocks of {block}"
+    )]
+    RaggedRow {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Weights in a row.
+        columns: u64,
+        /// The format's name.
+        format: &'static str,
+        /// Weights in a block.
+        block: usize,
+    },
+
+    /// The shards of a split GGUF contradict each other.
+    #[error(
+        "{path}: {what} is {found} but should be {expected}: the shards are not all of one model, or were renamed"
+    )]
+    SplitMismatch {
+        /// The shard.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// What it says.
+        found: String,
+        /// What the other shards say.
+        expected: String,
+    },
+
+    /// A name that llama.cpp refuses.
+    #[error("the tensor name {tensor:?} has {len} bytes; llama.cpp reads at most 63")]
+    NameTooLong {
+        /// The name.
+        tensor: String,
+        /// Its length.
+        len: usize,
+    },
+
+    /// A format that a container can't hold.
+    #[error("tensor {tensor}: {container} has no type {format}")]
+    NotInContainer {
+        /// The tensor.
+        tensor: String,
+        /// The format.
+        format: &'static str,
+        /// The container.
+        container: &'static str,
+    },
+
+    /// More shards than a container can count.
+    #[error("the model would take {shards} shards, and GGUF counts at most 65535: choose larger ones")]
+    TooManyShards {
+        /// How many there would be.
+        shards: usize,
     },
 
     /// A block of no weights.

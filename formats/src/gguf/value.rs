@@ -131,6 +131,11 @@ impl Metadata {
         }
     }
 
+    /// Adds a key that the caller knows to be new.
+    pub(super) fn push(&mut self, key: String, value: Value) {
+        self.0.push((key, value));
+    }
+
     /// Sets `key` if there is a value for it.
     pub fn set_some(&mut self, key: impl Into<String>, value: Option<impl Into<Value>>) {
         if let Some(value) = value {

@@ -1,12 +1,17 @@
 //! Containers as a consumer meets them: whole, damaged and hostile.
 #![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
 
+mod gguf_read;
+mod gguf_write;
 mod safetensors;
 mod scales;
 
 use std::fs;
 
-use halfbyte_formats::Error;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use halfbyte_formats::{Error, Layout};
 use tempfile::TempDir;
 
 /// A safetensors file of the given header and data.
@@ -32,5 +37,22 @@ fn names(error: &Error, parts: &[&str]) {
     let message = error.to_string();
     for part in parts {
         assert!(message.contains(part), "{message:?} does not name {part:?}");
+    }
+}
+
+/// Writes a layout: headers, then in each plane the byte that the tensor's number gives.
+fn write(folder: &Path, layout: &Layout) {
+    let mut files = Vec::new();
+    for file in &layout.files {
+        let path = folder.join(&file.name);
+        fs::write(&path, &file.header).unwrap();
+        let handle = fs::OpenOptions::new().write(true).open(path).unwrap();
+        handle.set_len(file.len).unwrap();
+        files.push(handle);
+    }
+    for (i, planes) in layout.planes.iter().enumerate() {
+        for place in planes {
+            files[place.file].write_all_at(&vec![i as u8; place.len as usize], place.offset).unwrap();
+        }
     }
 }
