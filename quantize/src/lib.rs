@@ -1,1 +1,21 @@
 //! The job: which tensor becomes what, and the streaming pass that does it.
+//!
+//! - [`recipe`]: what becomes what, as text whose hash names the job.
+//! - [`tile`]: the work cut into bounded pieces.
+//! - [`read`], [`encode`], [`pass`]: source bytes in, encoded rows out, one bounded buffer after the other.
+//! - [`journal`], [`store`]: what makes a run restartable, and keeps half-made files from their final names.
+
+pub mod encode;
+pub mod error;
+pub mod job;
+pub mod journal;
+pub mod pass;
+pub mod progress;
+pub mod read;
+pub mod recipe;
+pub mod run;
+pub mod store;
+pub mod tile;
+
+pub use error::{Error, Result};
+pub use recipe::Recipe;

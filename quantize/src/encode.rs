@@ -1,0 +1,258 @@
+//! From a tile's source bytes to its encoded planes, chunk by chunk on all cores.
+
+use std::cell::RefCell;
+
+use formats::{Dtype, TensorSource, output::Map};
+use kernels::{
+    Format, Isa,
+    fp8::widen_block_scaled,
+    stats::{damage, summarize},
+};
+use rayon::prelude::*;
+
+use crate::{
+    error::{Error, Result},
+    read::{Loaded, Raw},
+    tile::{Piece, Pieces},
+};
+
+/// Weights of a chunk: the source, its f32 form and the check of the result stay in a core's own cache.
+const CHUNK: u64 = 32 * 1024;
+
+/// What was found while encoding.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Sum of squared differences between source and encoded weights, over the finite ones.
+    pub squared_error: f64,
+    /// Sum of squared source weights, over the finite ones.
+    pub energy: f64,
+    /// Weights that are NaN or infinite in the source.
+    pub nonfinite: u64,
+    /// Finite weights that the format turned into infinities.
+    pub overflow: u64,
+}
+
+impl Stats {
+    /// Adds what another chunk or tile found.
+    pub fn add(&mut self, other: &Stats) {
+        self.squared_error += other.squared_error;
+        self.energy += other.energy;
+        self.nonfinite += other.nonfinite;
+        self.overflow += other.overflow;
+    }
+}
+
+/// A piece of a tile that one core encodes at once.
+enum Input<'a> {
+    Rows { piece: &'a Piece, raw: &'a Raw, first_row: u64, rows: u64 },
+    Values(&'a [f32]),
+}
+
+struct Chunk<'a> {
+    input: Input<'a>,
+    weights: usize,
+    planes: Vec<&'a mut [u8]>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    weights: Vec<f32>,
+    mapped: Vec<f32>,
+    decoded: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Encodes a loaded tile into one buffer per plane (cleared and filled here). Runs on the current Rayon pool.
+///
+/// # Errors
+/// If a source tensor is no weight.
+pub fn encode(
+    source: &dyn TensorSource,
+    loaded: &Loaded,
+    format: &'static Format,
+    isa: Isa,
+    planes: &mut Vec<Vec<u8>>,
+) -> Result<Stats> {
+    let blocks = loaded.tile.weights as usize / format.block;
+    planes.resize_with(format.planes.len(), Vec::new);
+    for (plane, bytes) in planes.iter_mut().zip(format.planes) {
+        plane.clear();
+        plane.resize(blocks * bytes, 0);
+    }
+
+    let mut rest: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
+    let mut chunks = Vec::new();
+    let mut push = |input, weights: u64| {
+        let weights = weights as usize;
+        let planes = rest.iter_mut().zip(format.planes).map(|(rest, bytes)| {
+            let (head, tail) = std::mem::take(rest).split_at_mut(weights / format.block * bytes);
+            *rest = tail;
+            head
+        });
+        chunks.push(Chunk { input, weights, planes: planes.collect() });
+    };
+    match &loaded.tile.pieces {
+        Pieces::Values(values) => push(Input::Values(values), values.len() as u64),
+        Pieces::Source(pieces) => {
+            for (piece, raw) in pieces.iter().zip(&loaded.pieces) {
+                let all = piece.rows.end - piece.rows.start;
+                let step = match piece.map {
+                    Map::Identity => (CHUNK / piece.columns.max(1)).max(1),
+                    _ => all,
+                };
+                let mut row = 0;
+                while row < all {
+                    let rows = step.min(all - row);
+                    let first_row = row;
+                    push(Input::Rows { piece, raw, first_row, rows }, rows * piece.columns);
+                    row += rows;
+                }
+            }
+        }
+    }
+
+    let stats: Vec<Stats> = chunks
+        .into_par_iter()
+        .map(|chunk| {
+            SCRATCH.with_borrow_mut(|scratch| encode_chunk(source, loaded, format, isa, chunk, scratch))
+        })
+        .collect::<Result<_>>()?;
+    Ok(stats.iter().fold(Stats::default(), |mut sum, stats| {
+        sum.add(stats);
+        sum
+    }))
+}
+
+fn encode_chunk(
+    source: &dyn TensorSource,
+    loaded: &Loaded,
+    format: &'static Format,
+    isa: Isa,
+    mut chunk: Chunk<'_>,
+    scratch: &mut Scratch,
+) -> Result<Stats> {
+    let Scratch { weights, mapped, decoded } = scratch;
+    weights.resize(chunk.weights, 0.0);
+    decoded.resize(chunk.weights, 0.0);
+    let mut same_blocks = None;
+    let values: &mut [f32] = match chunk.input {
+        Input::Values(values) => {
+            weights.copy_from_slice(values);
+            weights
+        }
+        Input::Rows { piece, raw, first_row, rows } => {
+            let dtype = source.meta(piece.source).dtype;
+            let bytes = &loaded.bytes[raw.bytes.clone()];
+            let row_bytes = bytes.len() / (piece.rows.end - piece.rows.start) as usize;
+            let bytes = &bytes[first_row as usize * row_bytes..][..rows as usize * row_bytes];
+            widen(source, piece, raw, first_row, bytes, isa, weights)?;
+            if dtype == Dtype::Block(format) && piece.map == Map::Identity {
+                same_blocks = Some(bytes);
+            }
+            match piece.map {
+                Map::Identity => weights,
+                Map::Transpose | Map::InterleaveHalves => {
+                    mapped.resize(chunk.weights, 0.0);
+                    rearrange(piece.map, weights, piece.columns as usize, mapped);
+                    mapped
+                }
+            }
+        }
+    };
+
+    let nonfinite = summarize(isa, values).nonfinite;
+    match same_blocks {
+        // Nothing is requantized where the source has the very blocks that are asked for.
+        Some(bytes) => chunk.planes[0].copy_from_slice(bytes),
+        None => {
+            if nonfinite > 0 && format.block > 1 {
+                values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
+            }
+            let encode = format.encode.ok_or_else(|| Error::ReadOnly { format: format.name })?;
+            encode(format, isa, values, None, &mut chunk.planes);
+        }
+    }
+    let planes: Vec<&[u8]> = chunk.planes.iter().map(|plane| &**plane).collect();
+    (format.decode)(format, isa, &planes, decoded);
+    let mut overflow = 0;
+    if nonfinite > 0 || summarize(isa, decoded).nonfinite > 0 {
+        for (value, decoded) in values.iter_mut().zip(decoded.iter_mut()) {
+            overflow += u64::from(value.is_finite() && !decoded.is_finite());
+            if !(value.is_finite() && decoded.is_finite()) {
+                (*value, *decoded) = (0.0, 0.0);
+            }
+        }
+    }
+    let damage = damage(isa, values, decoded);
+    Ok(Stats { squared_error: damage.squared_error, energy: damage.squared_norm, nonfinite, overflow })
+}
+
+/// Decodes the source bytes of some rows into f32.
+fn widen(
+    source: &dyn TensorSource,
+    piece: &Piece,
+    raw: &Raw,
+    first_row: u64,
+    bytes: &[u8],
+    isa: Isa,
+    weights: &mut [f32],
+) -> Result<()> {
+    let meta = source.meta(piece.source);
+    match (meta.dtype, &raw.scales) {
+        (Dtype::Block(format), _) => (format.decode)(format, isa, &[bytes], weights),
+        (Dtype::F8E4M3, Some(scales)) => {
+            let columns = piece.columns as usize;
+            for (n, (codes, out)) in
+                bytes.chunks_exact(columns).zip(weights.chunks_exact_mut(columns)).enumerate()
+            {
+                let row = scales.of_row(piece.rows.start + first_row + n as u64);
+                let block = (1, scales.block_columns());
+                widen_block_scaled(isa, codes, columns, 0, row, block, out);
+            }
+        }
+        (dtype, _) => {
+            return Err(Error::NotWeights { tensor: meta.name.clone(), dtype: format!("{dtype:?}") });
+        }
+    }
+    Ok(())
+}
+
+/// Applies a map that moves whole rows or turns columns into rows.
+fn rearrange(map: Map, from: &[f32], columns: usize, to: &mut [f32]) {
+    let rows = from.len() / columns.max(1);
+    match map {
+        Map::Identity => to.copy_from_slice(from),
+        Map::Transpose => {
+            for (r, row) in from.chunks_exact(columns).enumerate() {
+                for (c, &value) in row.iter().enumerate() {
+                    to[c * rows + r] = value;
+                }
+            }
+        }
+        Map::InterleaveHalves => {
+            for (r, row) in from.chunks_exact(columns).enumerate() {
+                let half = rows / 2;
+                let at = if r < half { 2 * r } else { 2 * (r - half) + 1 };
+                to[at * columns..][..columns].copy_from_slice(row);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_move_rows_as_the_docs_say() {
+        let from: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        let mut to = vec![0.0; 8];
+        rearrange(Map::InterleaveHalves, &from, 2, &mut to);
+        assert_eq!(to, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
+        rearrange(Map::Transpose, &from, 2, &mut to);
+        assert_eq!(to, [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
+    }
+}

@@ -1,0 +1,164 @@
+//! What can stop a job. Each message names the file, the tensor and the numbers, and says what to do next.
+
+use std::path::{Path, PathBuf};
+
+/// A condition that stops a job.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint or the container is at fault.
+    #[error(transparent)]
+    Format(#[from] formats::Error),
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The disk can't hold the output.
+    #[error(
+        "{path}: the file system has no room for the output: {needed} bytes are still to be allocated, {free} are free. \
+         Make room and run the same command again"
+    )]
+    NoSpace {
+        /// The file that could not be allocated.
+        path: PathBuf,
+        /// Bytes still to be allocated.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// A source tensor can't be read as weights.
+    #[error("tensor {tensor}: elements of type {dtype} can't be read as weights")]
+    NotWeights {
+        /// The source tensor.
+        tensor: String,
+        /// Its type.
+        dtype: String,
+    },
+    /// The format has no encoder here.
+    #[error("{format} can be read but not written; `halfbyte formats` lists what can")]
+    ReadOnly {
+        /// The format.
+        format: &'static str,
+    },
+    /// The parts of an output tensor do not make up its shape.
+    #[error("tensor {tensor}: {detail}")]
+    Shape {
+        /// The output tensor.
+        tensor: String,
+        /// What does not add up.
+        detail: String,
+    },
+    /// Some weights are NaN or infinite.
+    #[error(
+        "tensor {tensor}: {count} of its {elements} weights are NaN or infinite. The checkpoint is damaged or was saved wrong; \
+         --allow-nonfinite writes them as zeros in quantized tensors (as they are in F32, F16 and BF16)"
+    )]
+    NonFinite {
+        /// The output tensor.
+        tensor: String,
+        /// How many.
+        count: u64,
+        /// Out of how many.
+        elements: u64,
+    },
+    /// Some finite weights lie beyond what the format can hold.
+    #[error(
+        "tensor {tensor}: {count} of its {elements} weights are beyond what {format} can hold and would become infinite. \
+         Choose bf16 or f32 for it: --tensor '{tensor}=bf16'"
+    )]
+    Overflow {
+        /// The output tensor.
+        tensor: String,
+        /// The format.
+        format: &'static str,
+        /// How many.
+        count: u64,
+        /// Out of how many.
+        elements: u64,
+    },
+    /// The output is there already and is something else.
+    #[error(
+        "{path} exists already and is not what this command would write. Remove it, choose another --out, or pass --overwrite"
+    )]
+    OutputExists {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// Another process works on the same output.
+    #[error("{path}: another halfbyte is writing this output")]
+    Busy {
+        /// The journal that it holds.
+        path: PathBuf,
+    },
+    /// The unfinished output was begun by another job.
+    #[error(
+        "{path} holds an unfinished job that differs from this one: {difference}. \
+         Run the command that began it, or remove the folder to begin anew"
+    )]
+    OtherJob {
+        /// The folder of the unfinished output.
+        path: PathBuf,
+        /// The first difference of the two recipes.
+        difference: String,
+    },
+    /// The source is not what it was when the job began.
+    #[error(
+        "{path} has changed since this job began ({difference}), so the tensors written so far may not belong to it. \
+         Remove {partial} to begin anew"
+    )]
+    SourceChanged {
+        /// The source's file.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+        /// The folder of the unfinished output.
+        partial: PathBuf,
+    },
+    /// The journal is unreadable.
+    #[error("{path}, line {line}: not a journal entry ({detail}). Remove the folder {partial} to begin anew")]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+        /// The folder of the unfinished output.
+        partial: PathBuf,
+    },
+    /// The buffers do not fit the ceiling.
+    #[error(
+        "--memory {memory} is too small: the largest piece of this model (tensor {tensor}) needs buffers of {needed} bytes"
+    )]
+    Memory {
+        /// The ceiling in bytes.
+        memory: u64,
+        /// The tensor.
+        tensor: String,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// The user stopped the job; it can be resumed.
+    #[error("interrupted; {} is kept: run the same command again to go on", partial.display())]
+    Interrupted {
+        /// The folder of the unfinished output.
+        partial: PathBuf,
+    },
+    /// The format's name, an override or another choice of the user is at fault.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    /// An operating system's error with the file it is about.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
+        move |source| Error::Io { path: path.to_owned(), source }
+    }
+}
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

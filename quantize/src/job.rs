@@ -1,0 +1,63 @@
+//! A job: the checkpoint, what each of its tensors becomes, and where every byte goes. Made from headers alone.
+
+use formats::{Layout, OutputTensor, TensorSource, scales::Scales};
+use kernels::Format;
+
+use crate::{pass::Pass, recipe::Recipe, store::Destination};
+
+/// Everything that decides the output's bytes, and where they go.
+pub struct Job {
+    /// The checkpoint.
+    pub source: Box<dyn TensorSource>,
+    /// The block scales of its FP8 weights.
+    pub scales: Scales,
+    /// The tensors to write, in the order of the file.
+    pub outputs: Vec<OutputTensor>,
+    /// The format of each.
+    pub formats: Vec<&'static Format>,
+    /// The place of each, and every header.
+    pub layout: Layout,
+    /// The choices.
+    pub recipe: Recipe,
+    /// Where the output goes.
+    pub destination: Destination,
+    /// Tensors whose rows the wanted format can't hold.
+    pub fallbacks: Vec<Fallback>,
+    /// What the user should know before the job is run.
+    pub warnings: Vec<String>,
+}
+
+impl Job {
+    /// Number of weights in all output tensors.
+    pub fn weights(&self) -> u64 {
+        self.outputs.iter().map(OutputTensor::elements).sum()
+    }
+
+    /// Bytes of an output tensor in all its planes.
+    pub fn tensor_bytes(&self, index: usize) -> u64 {
+        self.layout.planes[index].iter().map(|plane| plane.len).sum()
+    }
+
+    /// Bits per weight over all tensors.
+    pub fn bits_per_weight(&self) -> f64 {
+        let bytes: u64 = (0..self.outputs.len()).map(|index| self.tensor_bytes(index)).sum();
+        bytes as f64 * 8.0 / self.weights().max(1) as f64
+    }
+
+    /// The streaming pass over this job's weights, with buffers of `memory` bytes and `threads` cores.
+    pub fn pass(&self, memory: u64, threads: usize) -> Pass<'_> {
+        Pass {
+            source: &*self.source,
+            scales: &self.scales,
+            outputs: &self.outputs,
+            formats: &self.formats,
+            layout: &self.layout,
+            allow_nonfinite: self.recipe.allow_nonfinite,
+            memory,
+            threads,
+        }
+    }
+}
+
+/// A tensor that could not take the format it was meant to.
+pub struct Fallback;

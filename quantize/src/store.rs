@@ -1,0 +1,328 @@
+//! The output's files on the disk. They are made in `<output>.partial/` beside their final place, allocated in full before
+//! the first weight is written, and moved when whole and synced: no final name ever holds a partial file.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use formats::{Layout, layout::Placement};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::{Error, Result},
+    recipe::hex,
+};
+
+/// Where an output goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Files (one, or the shards of one) in the folder `dir`; the output is spoken of as `path`.
+    Files {
+        /// What the user named.
+        path: PathBuf,
+        /// Where the files go.
+        dir: PathBuf,
+    },
+    /// A folder that holds the files.
+    Folder(PathBuf),
+}
+
+impl Destination {
+    /// What the user named.
+    pub fn path(&self) -> &Path {
+        match self {
+            Destination::Files { path, .. } | Destination::Folder(path) => path,
+        }
+    }
+
+    /// The folder in which the files lie in the end.
+    pub fn dir(&self) -> &Path {
+        match self {
+            Destination::Files { dir, .. } => dir,
+            Destination::Folder(path) => path,
+        }
+    }
+
+    /// The folder in which the output is made.
+    pub fn partial(&self) -> PathBuf {
+        let mut name = self.path().file_name().map_or_else(|| OsString::from("out"), OsString::from);
+        name.push(".partial");
+        self.path().with_file_name(name)
+    }
+}
+
+/// What lies at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Present {
+    /// Nothing.
+    Nothing,
+    /// All files of this very layout: same sizes, same headers (which hold the recipe's hash).
+    Same,
+    /// Something else, or only some of the files.
+    Other,
+}
+
+/// Compares what lies at the destination with what this job writes.
+///
+/// # Errors
+/// If a file is there but can't be read.
+pub fn present(destination: &Destination, layout: &Layout) -> Result<Present> {
+    let (mut found, mut same) = (0, 0);
+    for file in &layout.files {
+        let path = destination.dir().join(&file.name);
+        let Ok(metadata) = fs::metadata(&path) else { continue };
+        found += 1;
+        if metadata.len() == file.len {
+            let mut header = vec![0; file.header.len()];
+            File::open(&path).and_then(|mut f| f.read_exact(&mut header)).map_err(Error::io(&path))?;
+            same += usize::from(header == file.header);
+        }
+    }
+    Ok(match found {
+        _ if found == layout.files.len() && same == found => Present::Same,
+        0 if is_empty_or_missing(destination.path()) && !destination.path().is_file() => Present::Nothing,
+        _ => Present::Other,
+    })
+}
+
+/// The files of an unfinished output, open for writing.
+pub struct Store {
+    files: Vec<File>,
+    paths: Vec<PathBuf>,
+}
+
+impl Store {
+    /// Creates or reopens the files, allocates them in full and writes their headers.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if the disk can't hold them, before anything is written.
+    pub fn open(partial: &Path, layout: &Layout) -> Result<Store> {
+        let mut store = Store { files: Vec::new(), paths: Vec::new() };
+        for file in &layout.files {
+            let path = partial.join(&file.name);
+            let handle = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(Error::io(&path))?;
+            store.files.push(handle);
+            store.paths.push(path);
+        }
+        store.check_room(layout)?;
+        for (index, file) in layout.files.iter().enumerate() {
+            store.allocate(index, file.len, layout)?;
+            store.write(index, 0, &file.header)?;
+        }
+        Ok(store)
+    }
+
+    /// Bytes that are still to be allocated.
+    fn missing(&self, layout: &Layout) -> u64 {
+        let allocated = |file: &File| file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        self.files.iter().zip(&layout.files).map(|(file, due)| due.len.saturating_sub(allocated(file))).sum()
+    }
+
+    /// Asks before allocating: a system that runs out half way keeps what it could get, and fills the disk with it.
+    fn check_room(&self, layout: &Layout) -> Result<()> {
+        let Some(file) = self.files.first() else { return Ok(()) };
+        let Ok(system) = rustix::fs::fstatvfs(file) else { return Ok(()) };
+        let (needed, free) = (self.missing(layout), system.f_bavail.saturating_mul(system.f_frsize));
+        if needed > free {
+            return Err(Error::NoSpace { path: self.paths[0].clone(), needed, free });
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, index: usize, len: u64, layout: &Layout) -> Result<()> {
+        use rustix::{
+            fs::{FallocateFlags, fallocate},
+            io::Errno,
+        };
+        if len == 0 {
+            return Ok(());
+        }
+        // Some file systems can't allocate ahead; then a full disk shows while writing.
+        match fallocate(&self.files[index], FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                self.files[index].set_len(len).map_err(Error::io(&self.paths[index]))
+            }
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                Err(Error::NoSpace { path: self.paths[index].clone(), needed: self.missing(layout), free: 0 })
+            }
+            Err(errno) => Err(Error::Io { path: self.paths[index].clone(), source: errno.into() }),
+        }
+    }
+
+    /// Writes `bytes` at `offset` of file `file`.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn write(&self, file: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.files[file].write_all_at(bytes, offset).map_err(Error::io(&self.paths[file]))
+    }
+
+    /// Waits until the bytes of file `file` are on the disk.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn sync(&self, file: usize) -> Result<()> {
+        self.files[file].sync_data().map_err(Error::io(&self.paths[file]))
+    }
+
+    /// SHA-256 of the bytes that lie at a placement now.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub fn hash(&self, at: Placement) -> Result<String> {
+        let mut sha = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        let mut offset = 0;
+        while offset < at.len {
+            let n = (at.len - offset).min(buffer.len() as u64) as usize;
+            self.files[at.file]
+                .read_exact_at(&mut buffer[..n], at.offset + offset)
+                .map_err(Error::io(&self.paths[at.file]))?;
+            sha.update(&buffer[..n]);
+            offset += n as u64;
+        }
+        Ok(hex(&sha.finalize()))
+    }
+}
+
+/// Moves the whole files to their final names and removes `partial`. Files that an interrupted call has moved already are
+/// passed over.
+///
+/// # Errors
+/// If the system refuses.
+pub fn finish(destination: &Destination, layout: &Layout, private: &[&str]) -> Result<()> {
+    let partial = destination.partial();
+    let sync_dir = |path: &Path| File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io(path));
+    let remove = |dir: &Path| -> Result<()> {
+        for name in private {
+            let path = dir.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(&path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    let parent = match destination.path().parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    match destination {
+        Destination::Files { dir, .. } => {
+            move_files(&partial, dir, layout)?;
+            sync_dir(if dir.as_os_str().is_empty() { &parent } else { dir })?;
+            remove(&partial)?;
+            fs::remove_dir(&partial).map_err(Error::io(&partial))?;
+        }
+        Destination::Folder(path) => {
+            if is_empty_or_missing(path) {
+                // One atomic rename; the journal goes along and is removed from the final folder.
+                fs::rename(&partial, path).map_err(Error::io(&partial))?;
+                sync_dir(&parent)?;
+                remove(path)?;
+            } else {
+                remove_stale_shards(path, layout)?;
+                move_files(&partial, path, layout)?;
+                sync_dir(path)?;
+                remove(&partial)?;
+                fs::remove_dir(&partial).map_err(Error::io(&partial))?;
+            }
+        }
+    }
+    sync_dir(&parent)
+}
+
+fn is_empty_or_missing(folder: &Path) -> bool {
+    fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
+}
+
+fn move_files(from: &Path, to: &Path, layout: &Layout) -> Result<()> {
+    for file in &layout.files {
+        let path = from.join(&file.name);
+        if path.exists() {
+            fs::rename(&path, to.join(&file.name)).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Loaders take every `model*.safetensors` of a folder: those of an output that is being replaced must go.
+fn remove_stale_shards(folder: &Path, layout: &Layout) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let shard = name.starts_with("model") && name.ends_with(".safetensors");
+        if shard && layout.files.iter().all(|file| file.name != name) {
+            fs::remove_file(entry.path()).map_err(Error::io(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use formats::layout::OutputFile;
+
+    fn layout() -> Layout {
+        Layout {
+            files: vec![
+                OutputFile { name: "a".into(), header: b"head".to_vec(), len: 10 },
+                OutputFile { name: "b".into(), header: b"side".to_vec(), len: 4 },
+            ],
+            planes: vec![],
+        }
+    }
+
+    #[test]
+    fn files_are_moved_only_when_finished_and_recognised_after() {
+        let dir = tempfile::tempdir().expect("dir");
+        for destination in [
+            Destination::Files { path: dir.path().join("a"), dir: dir.path().to_owned() },
+            Destination::Folder(dir.path().join("folder")),
+        ] {
+            let partial = destination.partial();
+            assert_eq!(present(&destination, &layout()).expect("present"), Present::Nothing);
+            fs::create_dir(&partial).expect("partial");
+            fs::write(partial.join("journal"), "").expect("journal");
+            let store = Store::open(&partial, &layout()).expect("store");
+            store.write(0, 4, b"abcdef").expect("write");
+            store.sync(0).expect("sync");
+            let all = Placement { file: 0, offset: 4, len: 6 };
+            assert_eq!(store.hash(all).expect("hash"), hex(&Sha256::digest(b"abcdef")));
+            assert_eq!(present(&destination, &layout()).expect("present"), Present::Nothing);
+            finish(&destination, &layout(), &["journal"]).expect("finish");
+            assert_eq!(present(&destination, &layout()).expect("present"), Present::Same);
+            assert_eq!(fs::read(destination.dir().join("a")).expect("a"), b"headabcdef");
+            assert!(!partial.exists() && !destination.dir().join("journal").exists());
+            let mut other = layout();
+            other.files[0].header = b"HEAD".to_vec();
+            assert_eq!(present(&destination, &other).expect("present"), Present::Other);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_move_goes_on() {
+        let dir = tempfile::tempdir().expect("dir");
+        let destination = Destination::Files { path: dir.path().join("a"), dir: dir.path().to_owned() };
+        fs::create_dir(destination.partial()).expect("partial");
+        drop(Store::open(&destination.partial(), &layout()).expect("store"));
+        fs::rename(destination.partial().join("a"), dir.path().join("a")).expect("first move");
+        finish(&destination, &layout(), &["journal"]).expect("finish");
+        assert_eq!(present(&destination, &layout()).expect("present"), Present::Same);
+    }
+}
