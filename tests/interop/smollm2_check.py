@@ -1,0 +1,53 @@
+"""A real model: SmolLM2-135M converted, and run by llama.cpp against mlx-lm on the unconverted checkpoint.
+
+    smollm2_check.py HALFBYTE CHECKPOINT SCRATCH
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from checks import TEXT, Checks, divergence, quantize
+from llama import Llama
+from mlx_model import MlxModel
+from tokenizers import Tokenizer
+
+# Format -> the largest mean divergence (nats) from the unconverted model in float32: two to three times what llama-quantize's
+# own files show on this passage.
+FORMATS = {"f16": 0.001, "bf16": 0.001, "q8_0": 0.02, "q4_k_m": 0.4, "q4_0": 0.9, "iq4_xs": 0.8, "mxfp4": 3.0}
+PASSAGE = "The capital of France is Paris, which lies on the river Seine. The capital of Italy is"
+CONTINUATION = 8  # past it the next two candidates lie within rounding of each other
+
+
+def main(halfbyte, source, scratch):
+    checks, source, scratch = Checks(), Path(source), Path(scratch)
+    words = Tokenizer.from_file(str(source / "tokenizer.json"))
+    ids = words.encode(PASSAGE).ids
+    reference = MlxModel(source)
+    following = reference.greedy(ids, CONTINUATION)
+    print(f"       unconverted, mlx-lm goes on: {words.decode(following)!r}")
+    positions = range(1, len(ids), 2)
+    truth = reference.log_probabilities(ids)[1::2]
+
+    def one(form, ceiling):
+        path = quantize(halfbyte, source, "gguf", form, scratch / f"smollm2-{form}.gguf")
+        llama = Llama(path)
+        if form == "f16":
+            expected = words.encode(TEXT).ids
+            checks.that(llama.tokenize(TEXT) == expected, f"{form}: llama.cpp's tokenizer gives the {len(expected)} ids that tokenizers gives")
+            found = llama.greedy(ids, CONTINUATION)
+            checks.that(found == following, f"{form}: llama.cpp goes on as mlx-lm does on the unconverted checkpoint")
+        here = np.array([llama.distribution(ids[: end + 1], truth.shape[1]) for end in positions])
+        found = divergence(truth, here)
+        words_now = words.decode(llama.greedy(ids, CONTINUATION))
+        size = path.stat().st_size
+        checks.that(found <= ceiling, f"{form}: {size:,} bytes, mean divergence {found:.5f} <= {ceiling} over {len(positions)} positions; goes on {words_now!r}")
+        path.unlink()
+
+    for form, ceiling in FORMATS.items():
+        checks.case(form, one, form, ceiling)
+    checks.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
