@@ -447,6 +447,14 @@ pub enum Error {
         /// The number.
         value: u64,
     },
+    /// A checkpoint's tokenizer is missing, malformed, or none that llama.cpp runs.
+    #[error("{path}: {problem}")]
+    Tokenizer {
+        /// The file, or the folder where it should be.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
 }
 
 /// The result of this crate's functions.

@@ -8,6 +8,7 @@
 //! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
+//! - [`tokenizer`]: a checkpoint's tokenizer as GGUF metadata.
 //!
 //! Every size and offset that comes from a file is hostile until checked.
 
@@ -21,6 +22,7 @@ pub mod output;
 pub mod safetensors;
 pub mod scales;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use config::ModelConfig;
 pub use error::{Error, Result};
