@@ -7,6 +7,7 @@
 //! - [`scales`]: the block scales of FP8 weights.
 //! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
+//! - [`mlx`]: the folders of mlx-lm.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
 //! - [`tokenizer`]: a checkpoint's tokenizer as GGUF metadata.
 //!
@@ -18,6 +19,7 @@ pub mod families;
 pub mod gguf;
 mod index;
 pub mod layout;
+pub mod mlx;
 pub mod output;
 pub mod safetensors;
 pub mod scales;

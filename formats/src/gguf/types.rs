@@ -4,9 +4,8 @@ use kernels::{Format, table};
 
 use crate::tensor::Dtype;
 
-/// Block types and floats: number and name in the kernels' table. Q8_1 and Q8_K are never stored; numbers left out were
-/// retired.
-const BLOCK: [(u32, &str); 27] = [
+/// Block types and floats: number and name in the kernels' table. Numbers left out were retired.
+const BLOCK: [(u32, &str); 29] = [
     (0, "f32"),
     (1, "f16"),
     (2, "q4_0"),
@@ -34,6 +33,8 @@ const BLOCK: [(u32, &str); 27] = [
     (39, "mxfp4"),
     (40, "nvfp4"),
     (41, "q1_0"),
+    (9, "q8_1"),
+    (15, "q8_k"),
 ];
 
 /// Integers and doubles: number, name, bytes per element.

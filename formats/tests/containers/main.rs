@@ -3,6 +3,7 @@
 
 mod gguf_read;
 mod gguf_write;
+mod mlx;
 mod safetensors;
 mod scales;
 
