@@ -9,10 +9,11 @@ from pathlib import Path
 
 import checkpoint
 import numpy as np
-from checks import FIXTURES, TEXT, Checks, divergence, quantize, relative_error
+from checks import FIXTURES, TEXT, Checks, quantize
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from llama import Llama
+from measure import divergence, relative_error
 from tokenizers import Tokenizer
 
 # Format -> the largest mean divergence (nats) from the F32 file's distributions: three to ten times what llama-quantize's own

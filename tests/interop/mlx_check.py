@@ -11,7 +11,8 @@ from pathlib import Path
 import checkpoint
 import mlx.core as mx
 import numpy as np
-from checks import FIXTURES, TEXT, Checks, divergence, quantize, relative_error
+from checks import FIXTURES, TEXT, Checks, quantize
+from measure import divergence, relative_error
 from mlx.utils import tree_flatten
 from mlx_lm import generate
 from mlx_model import MlxModel

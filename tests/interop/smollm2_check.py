@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from checks import TEXT, Checks, divergence, quantize
+from checks import TEXT, Checks, quantize
 from llama import Llama
+from measure import divergence
 from mlx_model import MlxModel
 from tokenizers import Tokenizer
 

@@ -1,0 +1,88 @@
+"""SIGKILL at twenty random moments: the same command, run again each time, gives the bytes of an unbroken run, and no final name
+ever holds a partial file.
+
+    kill.py HALFBYTE SCRATCH [CHECKPOINT]
+
+On tiny-deepseek and, when one is given, on a larger checkpoint.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import FIXTURES, Checks, command, digest, partial_of, remove, run
+
+KILLS = 20
+CASES = [
+    ("a GGUF file", "gguf", "q4_k_m", ".gguf", []),
+    ("a split GGUF", "gguf", "q8_0", ".gguf", ["--shard-size"]),
+    ("an MLX folder", "mlx", "4bit-g64", "-mlx", ["--shard-size"]),
+]
+
+
+def kill_once(line, seconds):
+    """Whether the process was killed (and did not end first)."""
+    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return True
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(line)} ended with {process.returncode}: {said}")
+    return False
+
+
+def survives(checks, halfbyte, source, scratch, label, to, form, ending, options):
+    shard = ["1MB" if source.parent == FIXTURES else "64MB"] if options else []
+    # In two folders and not under two names: a split's parts are called after the whole.
+    whole, broken = scratch / "whole" / f"model{ending}", scratch / "broken" / f"model{ending}"
+    for out in (whole, broken):
+        out.parent.mkdir(exist_ok=True)
+        remove(out)
+    begin = time.monotonic()
+    done = run(command(halfbyte, source, to, form, whole, *options, *shard))
+    took = time.monotonic() - begin
+    if done.returncode != 0:
+        raise RuntimeError(f"the unbroken run failed: {done.stderr}")
+    expected = digest(whole)
+    moments, line = random.Random(20), command(halfbyte, source, to, form, broken, *options, *shard)
+    kills = resumed = runs = 0
+    intact = True
+    while kills < KILLS:
+        runs += 1
+        if kill_once(line, moments.uniform(0, took)):
+            kills += 1
+            resumed += partial_of(broken).exists()
+        else:
+            # Done before the moment came: what was resumed must be right, and the next round begins anew.
+            intact = intact and digest(broken) == expected
+            remove(broken)
+        intact = intact and all(expected.get(name) == found for name, found in digest(broken).items())
+    last = run(line)
+    found = digest(broken)
+    checks.that(last.returncode == 0, f"{label}: the last run ends well {last.stderr.strip()}")
+    checks.that(intact, f"{label}: no final name held a partial file after {kills} kills in {runs} runs of up to {took:.2f} s")
+    checks.that(resumed > 0, f"{label}: {resumed} kills left something to resume from")
+    checks.that(found == expected, f"{label}: SHA-256 of {len(found)} files as in the unbroken run")
+    checks.that(not partial_of(broken).exists(), f"{label}: nothing is left beside the output")
+    for out in (whole, broken):
+        remove(out)
+
+
+def main(halfbyte, scratch, *larger):
+    checks, scratch = Checks(), Path(scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    for source in [FIXTURES / "tiny-deepseek", *map(Path, larger)]:
+        for label, *case in CASES:
+            label = f"{source.name}, {label}"
+            checks.case(label, survives, checks, halfbyte, source, scratch, label, *case)
+    checks.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
