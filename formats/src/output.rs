@@ -60,6 +60,39 @@ pub enum Class {
     ExpertDown,
 }
 
+impl Class {
+    /// The name for tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Embedding => "embedding",
+            Class::Output => "output",
+            Class::Vector => "vector",
+            Class::Other => "other",
+            Class::RouterBias => "router_bias",
+            Class::Router => "router",
+            Class::AttnQ => "attn_q",
+            Class::AttnK => "attn_k",
+            Class::AttnV => "attn_v",
+            Class::AttnQkv => "attn_qkv",
+            Class::AttnOutput => "attn_output",
+            Class::AttnQA => "attn_q_a",
+            Class::AttnQB => "attn_q_b",
+            Class::AttnKvA => "attn_kv_a",
+            Class::AttnKB => "attn_k_b",
+            Class::AttnVB => "attn_v_b",
+            Class::FfnGate => "ffn_gate",
+            Class::FfnUp => "ffn_up",
+            Class::FfnDown => "ffn_down",
+            Class::SharedGate => "shared_gate",
+            Class::SharedUp => "shared_up",
+            Class::SharedDown => "shared_down",
+            Class::ExpertGate => "expert_gate",
+            Class::ExpertUp => "expert_up",
+            Class::ExpertDown => "expert_down",
+        }
+    }
+}
+
 /// How a part's matrix (rows × columns, as f32) becomes rows of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Map {

@@ -171,7 +171,7 @@ fn encode_chunk(
             if nonfinite > 0 && format.block > 1 {
                 values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
             }
-            let encode = format.encode.ok_or_else(|| Error::ReadOnly { format: format.name })?;
+            let encode = format.encode.ok_or(Error::ReadOnly { format: format.name })?;
             encode(format, isa, values, None, &mut chunk.planes);
         }
     }

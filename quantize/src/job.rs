@@ -1,9 +1,11 @@
 //! A job: the checkpoint, what each of its tensors becomes, and where every byte goes. Made from headers alone.
 
+use std::collections::HashSet;
+
 use formats::{Layout, OutputTensor, TensorSource, scales::Scales};
 use kernels::Format;
 
-use crate::{pass::Pass, recipe::Recipe, store::Destination};
+use crate::{error::Result, pass::Pass, recipe::Recipe, store::Destination};
 
 /// Everything that decides the output's bytes, and where they go.
 pub struct Job {
@@ -57,7 +59,25 @@ impl Job {
             threads,
         }
     }
+
+    /// Bytes of source that the job reads.
+    ///
+    /// # Errors
+    /// If a source tensor can't be read as weights.
+    pub fn source_bytes(&self) -> Result<u64> {
+        let pass = self.pass(u64::MAX, 1);
+        Ok(pass.amount(&pass.tiles(&HashSet::new())?)?.read)
+    }
 }
 
 /// A tensor that could not take the format it was meant to.
-pub struct Fallback;
+pub struct Fallback {
+    /// The tensor.
+    pub tensor: String,
+    /// What it was meant to be.
+    pub wanted: &'static Format,
+    /// What it is.
+    pub got: &'static Format,
+    /// Length of its rows.
+    pub columns: u64,
+}

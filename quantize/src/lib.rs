@@ -10,6 +10,7 @@ pub mod error;
 pub mod job;
 pub mod journal;
 pub mod pass;
+pub mod plan;
 pub mod progress;
 pub mod read;
 pub mod recipe;

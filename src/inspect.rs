@@ -1,0 +1,7 @@
+//! `halfbyte inspect`.
+use crate::args;
+use anyhow::Result;
+/// Shows it.
+pub fn run(_: &args::Inspect) -> Result<()> {
+    Ok(())
+}

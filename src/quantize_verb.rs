@@ -1,0 +1,337 @@
+//! `halfbyte quantize`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use quantize::{
+    job::Job,
+    journal::Entry,
+    pass::Busy,
+    plan::{Container, Options},
+    progress::Amount,
+    run::{Outcome, RunOptions},
+};
+use serde_json::{Value, json};
+
+use crate::{args, progress::Watch, text};
+
+/// Plans the job from headers, then shows the plan or runs it.
+pub fn run(args: &args::Quantize) -> Result<()> {
+    let container = match args.to {
+        args::Container::Gguf => Container::Gguf,
+        args::Container::Mlx => Container::Mlx,
+    };
+    let options = Options {
+        container,
+        format: args.format.clone(),
+        overrides: args.tensors.clone(),
+        shard_size: args.shard_size,
+        align: args.align,
+        allow_nonfinite: args.allow_nonfinite,
+    };
+    let job = Job::plan(&args.source, &args.out, &options)?;
+    for warning in &job.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if args.dry_run {
+        return if args.json { print_json(&plan_json(&job)) } else { print_plan(&job) };
+    }
+
+    let cancel = interruptible()?;
+    let run_options = RunOptions {
+        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        memory: args.memory,
+        overwrite: args.overwrite,
+    };
+    let start = Instant::now();
+    let outcome = quantize::run::run(&job, run_options, &Watch::new(), &cancel)?;
+    let seconds = start.elapsed().as_secs_f64();
+    match outcome {
+        Outcome::AlreadyThere if args.json => {
+            let mut result = plan_json(&job);
+            result["already_there"] = true.into();
+            print_json(&result)
+        }
+        Outcome::AlreadyThere => {
+            println!(
+                "{} is already there, whole and from this very recipe.",
+                job.destination.path().display()
+            );
+            Ok(())
+        }
+        Outcome::Written { entries, resumed, amount, busy } => {
+            let done = Done { job: &job, entries, resumed, amount, busy, seconds };
+            if args.json { print_json(&done.json()) } else { done.print() }
+        }
+    }
+}
+
+/// A flag that Ctrl-C sets. A second Ctrl-C ends the process at once: the journal holds what is finished.
+fn interruptible() -> Result<Arc<AtomicBool>> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&cancel);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(crate::INTERRUPTED));
+        }
+        eprintln!("\nstopping after what is under way (Ctrl-C again: at once)");
+    })
+    .context("can't watch for Ctrl-C")?;
+    Ok(cancel)
+}
+
+fn print_json(value: &Value) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn print_plan(job: &Job) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let mut table = table(&["tensor", "shape", "type", "bytes"], &[3]);
+    for (index, output) in job.outputs.iter().enumerate() {
+        table.add_row([
+            output.name.clone(),
+            shape(&output.shape),
+            job.formats[index].name.to_owned(),
+            job.tensor_bytes(index).to_string(),
+        ]);
+    }
+    writeln!(out, "{table}\n")?;
+    writeln!(out, "{}", fallback_lines(job))?;
+    writeln!(out, "{}", files_line(job))?;
+    writeln!(
+        out,
+        "{} weights, {:.3} bits per weight, {} to read",
+        text::count(job.weights()),
+        job.bits_per_weight(),
+        text::bytes(job.source_bytes()?)
+    )?;
+    Ok(())
+}
+
+fn files_line(job: &Job) -> String {
+    let total: u64 = job.layout.files.iter().map(|file| file.len).sum();
+    format!(
+        "{}: {} ({} bytes) in {} file{}",
+        job.destination.path().display(),
+        text::bytes(total),
+        total,
+        job.layout.files.len(),
+        if job.layout.files.len() == 1 { "" } else { "s" }
+    )
+}
+
+fn fallback_lines(job: &Job) -> String {
+    let lines = job.fallbacks.iter().map(|fallback| {
+        format!(
+            "fallback: {} in {} instead of {}: its rows of {} are no multiple of {}\n",
+            fallback.tensor, fallback.got.name, fallback.wanted.name, fallback.columns, fallback.wanted.block
+        )
+    });
+    lines.collect()
+}
+
+fn shape(shape: &[u64]) -> String {
+    let parts: Vec<String> = shape.iter().map(u64::to_string).collect();
+    parts.join(" × ")
+}
+
+fn table(header: &[&str], right: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header.iter().copied());
+    for &column in right {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn plan_json(job: &Job) -> Value {
+    let tensors: Vec<Value> = (0..job.outputs.len())
+        .map(|index| {
+            json!({
+                "name": job.outputs[index].name,
+                "shape": job.outputs[index].shape,
+                "class": job.outputs[index].class.name(),
+                "format": job.formats[index].name,
+                "bytes": job.tensor_bytes(index),
+            })
+        })
+        .collect();
+    let files: Vec<Value> =
+        job.layout.files.iter().map(|file| json!({ "name": file.name, "bytes": file.len })).collect();
+    let fallbacks: Vec<Value> = job
+        .fallbacks
+        .iter()
+        .map(|f| json!({ "tensor": f.tensor, "wanted": f.wanted.name, "got": f.got.name, "columns": f.columns }))
+        .collect();
+    json!({
+        "output": job.destination.path(),
+        "container": job.recipe.container,
+        "format": job.recipe.format,
+        "recipe_sha256": job.recipe.hash(),
+        "bytes": job.layout.files.iter().map(|file| file.len).sum::<u64>(),
+        "weights": job.weights(),
+        "bits_per_weight": job.bits_per_weight(),
+        "files": files,
+        "fallbacks": fallbacks,
+        "warnings": job.warnings,
+        "tensors": tensors,
+    })
+}
+
+/// A finished run, to be told.
+struct Done<'a> {
+    job: &'a Job,
+    entries: Vec<Entry>,
+    resumed: usize,
+    amount: Amount,
+    busy: Busy,
+    seconds: f64,
+}
+
+/// What became of all tensors that do the same.
+#[derive(Default)]
+struct ClassSum {
+    tensors: u64,
+    weights: u64,
+    bytes: u64,
+    squared_error: f64,
+    energy: f64,
+    formats: Vec<&'static str>,
+}
+
+impl ClassSum {
+    fn rms_error(&self) -> f64 {
+        (self.squared_error / self.weights.max(1) as f64).sqrt()
+    }
+
+    fn relative_error(&self) -> f64 {
+        if self.energy > 0.0 { (self.squared_error / self.energy).sqrt() } else { 0.0 }
+    }
+}
+
+impl Done<'_> {
+    fn classes(&self) -> BTreeMap<formats::output::Class, ClassSum> {
+        let mut classes: BTreeMap<_, ClassSum> = BTreeMap::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let output = &self.job.outputs[index];
+            let sum = classes.entry(output.class).or_default();
+            sum.tensors += 1;
+            sum.weights += output.elements();
+            sum.bytes += self.job.tensor_bytes(index);
+            sum.squared_error += entry.squared_error;
+            sum.energy += entry.energy;
+            let format = self.job.formats[index].name;
+            if !sum.formats.contains(&format) {
+                sum.formats.push(format);
+            }
+        }
+        classes
+    }
+
+    fn nonfinite(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.nonfinite).sum()
+    }
+
+    fn print(&self) -> Result<()> {
+        use std::io::Write;
+        let mut out = std::io::stdout().lock();
+        let mut table = table(
+            &["class", "tensors", "weights", "types", "bits/w", "size", "RMS error", "relative"],
+            &[1, 2, 4, 5, 6, 7],
+        );
+        for (class, sum) in self.classes() {
+            table.add_row([
+                class.name().to_owned(),
+                sum.tensors.to_string(),
+                text::count(sum.weights),
+                sum.formats.join(" "),
+                format!("{:.2}", sum.bytes as f64 * 8.0 / sum.weights.max(1) as f64),
+                text::bytes(sum.bytes),
+                format!("{:.3e}", sum.rms_error()),
+                format!("{:.2} %", 100.0 * sum.relative_error()),
+            ]);
+        }
+        writeln!(out, "{table}\n")?;
+        write!(out, "{}", fallback_lines(self.job))?;
+        if self.nonfinite() > 0 {
+            writeln!(out, "{} weights were NaN or infinite (--allow-nonfinite)", self.nonfinite())?;
+        }
+        writeln!(out, "{}", files_line(self.job))?;
+        let mut line = format!(
+            "{} weights, {:.3} bits per weight, {}",
+            text::count(self.job.weights()),
+            self.job.bits_per_weight(),
+            text::duration(self.seconds)
+        );
+        if self.amount.weights > 0 {
+            let rate = self.amount.weights as f64 / self.seconds.max(1e-9);
+            line += &format!(" ({} weights/s, bound by {})", text::count(rate as u64), self.bound_by());
+        }
+        if self.resumed > 0 {
+            line += &format!(", {} of {} tensors from an earlier run", self.resumed, self.entries.len());
+        }
+        if let Some(peak) = text::peak_memory() {
+            line += &format!(", peak memory {}", text::bytes(peak));
+        }
+        writeln!(out, "{line}")?;
+        Ok(())
+    }
+
+    /// The stage that was busy longest.
+    fn bound_by(&self) -> &'static str {
+        let stages =
+            [("reading", self.busy.read), ("encoding", self.busy.encode), ("writing", self.busy.write)];
+        stages.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |stage| stage.0)
+    }
+
+    fn json(&self) -> Value {
+        let mut result = plan_json(self.job);
+        let classes: Vec<Value> = self
+            .classes()
+            .iter()
+            .map(|(class, sum)| {
+                json!({
+                    "class": class.name(),
+                    "tensors": sum.tensors,
+                    "weights": sum.weights,
+                    "bytes": sum.bytes,
+                    "formats": sum.formats,
+                    "rms_error": sum.rms_error(),
+                    "relative_error": sum.relative_error(),
+                })
+            })
+            .collect();
+        if let Some(tensors) = result["tensors"].as_array_mut() {
+            for ((tensor, entry), output) in tensors.iter_mut().zip(&self.entries).zip(&self.job.outputs) {
+                let hashes: Vec<&str> = entry.planes.iter().map(|plane| plane.sha256.as_str()).collect();
+                tensor["sha256"] = json!(hashes);
+                tensor["rms_error"] = json!((entry.squared_error / output.elements().max(1) as f64).sqrt());
+            }
+        }
+        result["already_there"] = false.into();
+        result["classes"] = json!(classes);
+        result["nonfinite"] = json!(self.nonfinite());
+        result["seconds"] = json!(self.seconds);
+        result["busy_seconds"] =
+            json!({ "read": self.busy.read, "encode": self.busy.encode, "write": self.busy.write });
+        result["resumed_tensors"] = json!(self.resumed);
+        result["read_bytes"] = json!(self.amount.read);
+        result["peak_rss_bytes"] = json!(text::peak_memory());
+        result
+    }
+}
