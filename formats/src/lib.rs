@@ -1,5 +1,6 @@
 //! Containers and names: what lies in a checkpoint, what a converted file must hold, and under which names.
 //!
+//! - [`checkpoint`]: a model on disk, whichever container it is in.
 //! - [`config`]: a model's hyper-parameters.
 //! - [`tensor`]: a source's index and how to read a byte range of one tensor.
 //! - [`output`]: the tensors of a converted model, each assembled from parts of source tensors.
@@ -13,6 +14,7 @@
 //!
 //! Every size and offset that comes from a file is hostile until checked.
 
+pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod families;
@@ -26,6 +28,7 @@ pub mod scales;
 pub mod tensor;
 pub mod tokenizer;
 
+pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use layout::Layout;

@@ -1,6 +1,7 @@
 //! Containers as a consumer meets them: whole, damaged and hostile.
 #![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
 
+mod checkpoint;
 mod gguf_read;
 mod gguf_write;
 mod mlx;

@@ -1,0 +1,146 @@
+//! A model on disk, whichever it is: a folder as the Hub has it (Hugging Face or MLX), a safetensors file or a GGUF.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::gguf::{self, Gguf};
+use crate::index;
+use crate::safetensors::Safetensors;
+use crate::tensor::TensorSource;
+
+/// The largest `config.json` accepted.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Files that belong to a model beside weights and `config.json`: what tokenizers and generation read.
+const SIDE_FILES: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+];
+
+/// The opened weights of a model.
+#[derive(Debug)]
+pub enum Weights {
+    /// A folder of safetensors, or one file.
+    Safetensors(Safetensors),
+    /// A GGUF or all its splits.
+    Gguf(Gguf),
+}
+
+/// A model on disk.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Where `config.json` and the tokenizer are, if there are any.
+    pub folder: PathBuf,
+    /// The weights.
+    pub weights: Weights,
+}
+
+impl Checkpoint {
+    /// Opens a folder, a `*.safetensors` or a `*.gguf` (any of its splits). What a file is, its first bytes say.
+    ///
+    /// # Errors
+    /// [`Error::NoCheckpoint`] with what is there instead and what to do; [`Error::UnknownMagic`]; and whatever the
+    /// container's reader finds.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        let found = fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        if found.is_dir() {
+            let weights = Safetensors::open_folder(path).map_err(|error| match error {
+                Error::NoCheckpoint { .. } => explain(path).unwrap_or(error),
+                other => other,
+            })?;
+            return Ok(Checkpoint { folder: path.to_owned(), weights: Weights::Safetensors(weights) });
+        }
+        let (file, _) = index::open(path)?;
+        let weights = match magic(path, &file)? {
+            start if start.starts_with(&gguf::MAGIC) => Weights::Gguf(Gguf::open(path)?),
+            // The length of a header, then the header.
+            start if start.get(8) == Some(&b'{') => Weights::Safetensors(Safetensors::open_file(path)?),
+            start if start.starts_with(b"PK\x03\x04") || start.starts_with(b"\x80\x02") => {
+                let reason = format!("a PyTorch pickle, which is not read: {CONVERT}");
+                return Err(Error::NoCheckpoint { path: path.to_owned(), reason });
+            }
+            start => {
+                let magic = start.escape_ascii().to_string();
+                return Err(Error::UnknownMagic { path: path.to_owned(), magic });
+            }
+        };
+        // A bare file name has the empty path as its parent.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Checkpoint { folder: folder.to_owned(), weights })
+    }
+
+    /// The weights as a source.
+    pub fn source(&self) -> &dyn TensorSource {
+        match &self.weights {
+            Weights::Safetensors(weights) => weights,
+            Weights::Gguf(weights) => weights,
+        }
+    }
+
+    /// The text of `config.json`, if the folder has one. A GGUF has its own metadata and no need of it.
+    ///
+    /// # Errors
+    /// If it can't be read, or is too large to be one.
+    pub fn config(&self) -> Result<Option<String>> {
+        let path = self.folder.join("config.json");
+        if !path.exists() || matches!(self.weights, Weights::Gguf(_)) {
+            return Ok(None);
+        }
+        let (_, len) = index::open(&path)?;
+        if len > MAX_CONFIG {
+            return Err(Error::HeaderTooLarge { path, len, limit: MAX_CONFIG });
+        }
+        fs::read_to_string(&path).map(Some).map_err(|source| Error::Io { path, source })
+    }
+
+    /// The tokenizer's and the generation's files that are there, for a copy.
+    pub fn side_files(&self) -> Vec<PathBuf> {
+        SIDE_FILES.iter().map(|name| self.folder.join(name)).filter(|path| path.is_file()).collect()
+    }
+}
+
+/// How to get from pickles to safetensors.
+const CONVERT: &str =
+    "convert it with transformers (load it, then save_pretrained), which writes safetensors";
+
+/// The first nine bytes, or fewer if the file has no more.
+fn magic(path: &Path, file: &File) -> Result<Vec<u8>> {
+    let mut start = Vec::new();
+    file.take(9).read_to_end(&mut start).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    Ok(start)
+}
+
+/// Why a folder without safetensors is no checkpoint, where its files tell more than that.
+fn explain(folder: &Path) -> Option<Error> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    let with = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end)));
+    let reason = if with(&[".safetensors"]).is_some() {
+        return None;
+    } else if let Some(name) = with(&[".gguf"]) {
+        format!("the folder has no safetensors file, but {name}: name that file itself")
+    } else if let Some(name) = with(&[".bin", ".pt", ".pth"]) {
+        format!("the folder has no safetensors file, only PyTorch pickles ({name}): {CONVERT}")
+    } else if names.is_empty() {
+        "the folder is empty".to_owned()
+    } else {
+        let shown: Vec<&str> = names.iter().take(8).map(String::as_str).collect();
+        let more = if names.len() > shown.len() { ", …" } else { "" };
+        format!("the folder has no safetensors file, only {}{more}", shown.join(", "))
+    };
+    Some(Error::NoCheckpoint { path: folder.to_owned(), reason })
+}
