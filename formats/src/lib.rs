@@ -9,6 +9,7 @@
 //! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
 //! - [`mlx`]: the folders of mlx-lm.
+//! - [`summary`]: what a model on disk holds.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
 //! - [`tokenizer`]: a checkpoint's tokenizer as GGUF metadata.
 //!
@@ -25,6 +26,7 @@ pub mod mlx;
 pub mod output;
 pub mod safetensors;
 pub mod scales;
+pub mod summary;
 pub mod tensor;
 pub mod tokenizer;
 

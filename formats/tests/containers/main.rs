@@ -7,6 +7,7 @@ mod gguf_write;
 mod mlx;
 mod safetensors;
 mod scales;
+mod summary;
 
 use std::fs;
 

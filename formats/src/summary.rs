@@ -1,0 +1,281 @@
+//! What a model on disk holds, read from headers alone: `halfbyte inspect`.
+//!
+//! A tensor here is a logical one: what a container spreads over several (MLX's `.weight`, `.scales` and `.biases`; an FP8
+//! weight and its block scales) is counted together.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Number, Value};
+
+use crate::checkpoint::{Checkpoint, Weights};
+use crate::error::{Error, Result};
+use crate::gguf;
+use crate::scales;
+use crate::tensor::{Dtype, TensorMeta, TensorSource};
+
+/// A model on disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// `safetensors`, `mlx` or `gguf`.
+    pub container: &'static str,
+    /// Files with weights.
+    pub files: Vec<File>,
+    /// GGUF's keys; the free strings of safetensors headers.
+    pub metadata: Map<String, Value>,
+    /// In the order of the files.
+    pub tensors: Vec<Tensor>,
+}
+
+/// A file with weights.
+#[derive(Clone, Debug, Serialize)]
+pub struct File {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A logical tensor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Tensor {
+    /// Its name; of a quantized MLX module, with `.weight`.
+    pub name: String,
+    /// How it is stored, by the name that its container's users know.
+    pub format: String,
+    /// Row-major, outermost dimension first, in weights.
+    pub shape: Vec<u64>,
+    /// Bytes in all, scales included.
+    pub bytes: u64,
+    /// Bits per weight, scales included (0 for an empty tensor).
+    pub bits_per_weight: f64,
+}
+
+/// All tensors of one format.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Total {
+    /// The format.
+    pub format: String,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of weights.
+    pub weights: u64,
+    /// Bytes, scales included.
+    pub bytes: u64,
+}
+
+impl Tensor {
+    fn new(name: &str, format: String, shape: Vec<u64>, bytes: u64) -> Tensor {
+        let weights = shape.iter().product::<u64>();
+        let bits_per_weight = if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 };
+        Tensor { name: name.to_owned(), format, shape, bytes, bits_per_weight }
+    }
+
+    /// Number of weights.
+    pub fn weights(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}
+
+impl Summary {
+    /// Number of weights in all.
+    pub fn weights(&self) -> u64 {
+        self.tensors.iter().map(Tensor::weights).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.bytes).fold(0, u64::saturating_add)
+    }
+
+    /// The tensors by format, those with most bytes first.
+    pub fn totals(&self) -> Vec<Total> {
+        let mut totals: Vec<Total> = Vec::new();
+        for tensor in &self.tensors {
+            let (weights, bytes) = (tensor.weights(), tensor.bytes);
+            match totals.iter_mut().find(|total| total.format == tensor.format) {
+                Some(total) => {
+                    total.tensors += 1;
+                    total.weights = total.weights.saturating_add(weights);
+                    total.bytes = total.bytes.saturating_add(bytes);
+                }
+                None => totals.push(Total { format: tensor.format.clone(), tensors: 1, weights, bytes }),
+            }
+        }
+        totals.sort_by_key(|total| std::cmp::Reverse(total.bytes));
+        totals
+    }
+}
+
+/// Summarizes an opened model.
+///
+/// # Errors
+/// If `config.json` can't be read, or contradicts the shapes of a quantized MLX folder.
+pub fn summarize(checkpoint: &Checkpoint) -> Result<Summary> {
+    let source = checkpoint.source();
+    let files = source.files().iter().map(|file| {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        File { name, bytes: file.len }
+    });
+    let files = files.collect();
+    match &checkpoint.weights {
+        Weights::Gguf(gguf) => Ok(Summary {
+            container: "gguf",
+            files,
+            metadata: gguf.metadata().iter().map(|(key, value)| (key.to_owned(), json(value))).collect(),
+            tensors: source.tensors().iter().map(plain).collect(),
+        }),
+        Weights::Safetensors(safetensors) => {
+            let strings = safetensors.metadata();
+            let metadata = strings.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+            let quantization = quantization(checkpoint)?;
+            let path = checkpoint.folder.join("config.json");
+            let tensors = logical(&path, source, quantization.as_ref())?;
+            let mlx = quantization.is_some() || strings.get("format").is_some_and(|format| format == "mlx");
+            Ok(Summary { container: if mlx { "mlx" } else { "safetensors" }, files, metadata, tensors })
+        }
+    }
+}
+
+fn plain(meta: &TensorMeta) -> Tensor {
+    Tensor::new(&meta.name, meta.dtype.to_string(), meta.shape.clone(), meta.len)
+}
+
+/// MLX's quantization of the model, if `config.json` states one.
+fn quantization(checkpoint: &Checkpoint) -> Result<Option<Map<String, Value>>> {
+    let Some(text) = checkpoint.config()? else { return Ok(None) };
+    let path = || checkpoint.folder.join("config.json");
+    let mut config: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|e| Error::Malformed { path: path(), reason: format!("no JSON object: {e}") })?;
+    match config.remove("quantization") {
+        Some(Value::Object(quantization)) => Ok(Some(quantization)),
+        _ => Ok(None),
+    }
+}
+
+/// A folder's tensors, those that belong together as one. `config` is `config.json`, for messages.
+fn logical(
+    config: &Path,
+    source: &dyn TensorSource,
+    quantization: Option<&Map<String, Value>>,
+) -> Result<Vec<Tensor>> {
+    let get = |name: &str| source.find(name).map(|id| source.meta(id));
+    let mut tensors = Vec::new();
+    let mut parts = HashSet::new();
+    for meta in source.tensors() {
+        if meta.dtype == Dtype::F8E4M3 {
+            let scales = get(&format!("{}{}", meta.name, scales::SUFFIX));
+            parts.extend(scales.map(|scales| scales.name.as_str()));
+            let bytes = meta.len.saturating_add(scales.map_or(0, |scales| scales.len));
+            tensors.push((meta, Tensor::new(&meta.name, meta.dtype.to_string(), meta.shape.clone(), bytes)));
+            continue;
+        }
+        let quantized = quantization.zip(meta.name.strip_suffix(".weight"));
+        let scales = quantized.and_then(|(_, module)| get(&format!("{module}.scales")));
+        if let Some(((quantization, module), scales)) = quantized.zip(scales) {
+            let biases = get(&format!("{module}.biases"));
+            parts.extend([Some(scales), biases].into_iter().flatten().map(|part| part.name.as_str()));
+            let mode = Mode::of(config, quantization, module)?;
+            let bytes = meta.len.saturating_add(scales.len).saturating_add(biases.map_or(0, |b| b.len));
+            let shape = mode.shape(config, meta, scales)?;
+            tensors.push((meta, Tensor::new(&meta.name, mode.name, shape, bytes)));
+        } else {
+            tensors.push((meta, plain(meta)));
+        }
+    }
+    Ok(tensors
+        .into_iter()
+        .filter(|(meta, _)| !parts.contains(meta.name.as_str()))
+        .map(|(_, tensor)| tensor)
+        .collect())
+}
+
+/// How a module of an MLX folder is quantized.
+struct Mode {
+    /// As the kernels' table calls it.
+    name: String,
+    bits: u64,
+    group: u64,
+}
+
+impl Mode {
+    /// What `config.json` says about a module: its own entry, else the folder's default.
+    fn of(config: &Path, quantization: &Map<String, Value>, module: &str) -> Result<Mode> {
+        let own = quantization.get(module).and_then(Value::as_object).unwrap_or(quantization);
+        let number = |key: &str| {
+            own.get(key).and_then(Value::as_u64).filter(|n| (1..=1024).contains(n)).ok_or_else(|| {
+                let reason = format!("the quantization of {module} states no possible {key}");
+                Error::Malformed { path: config.to_owned(), reason }
+            })
+        };
+        let (bits, group) = (number("bits")?, number("group_size")?);
+        let name = match own.get("mode").and_then(Value::as_str).unwrap_or("affine") {
+            "affine" => format!("{bits}bit-g{group}"),
+            mode => mode.to_owned(),
+        };
+        Ok(Mode { name, bits, group })
+    }
+
+    /// The shape in weights: that of the packed words, with as many columns as the scales cover.
+    fn shape(&self, config: &Path, words: &TensorMeta, scales: &TensorMeta) -> Result<Vec<u64>> {
+        let columns = scales.columns().checked_mul(self.group);
+        let bits = words.columns().checked_mul(32);
+        if columns.and_then(|n| n.checked_mul(self.bits)) != bits || words.rows() != scales.rows() {
+            let reason = format!(
+                "{} bits in groups of {} contradict the shapes of {} {:?} and its scales {:?}",
+                self.bits, self.group, words.name, words.shape, scales.shape
+            );
+            return Err(Error::Malformed { path: config.to_owned(), reason });
+        }
+        let mut shape = words.shape.clone();
+        if let (Some(last), Some(columns)) = (shape.last_mut(), columns) {
+            *last = columns;
+        }
+        Ok(shape)
+    }
+}
+
+/// A value as JSON. A float that JSON can't hold is null.
+fn json(value: &gguf::Value) -> Value {
+    use gguf::Value as V;
+    match value {
+        V::U8(v) => (*v).into(),
+        V::I8(v) => (*v).into(),
+        V::U16(v) => (*v).into(),
+        V::I16(v) => (*v).into(),
+        V::U32(v) => (*v).into(),
+        V::I32(v) => (*v).into(),
+        V::F32(v) => shortest(*v),
+        V::Bool(v) => (*v).into(),
+        V::String(v) => v.as_str().into(),
+        V::Array(array) => json_array(array),
+        V::U64(v) => (*v).into(),
+        V::I64(v) => (*v).into(),
+        V::F64(v) => (*v).into(),
+    }
+}
+
+fn json_array(array: &gguf::Array) -> Value {
+    use gguf::Array as A;
+    match array {
+        A::U8(v) => v.as_slice().into(),
+        A::I8(v) => v.as_slice().into(),
+        A::U16(v) => v.as_slice().into(),
+        A::I16(v) => v.as_slice().into(),
+        A::U32(v) => v.as_slice().into(),
+        A::I32(v) => v.as_slice().into(),
+        A::F32(v) => v.iter().map(|v| shortest(*v)).collect(),
+        A::Bool(v) => v.as_slice().into(),
+        A::String(v) => v.as_slice().into(),
+        A::U64(v) => v.as_slice().into(),
+        A::I64(v) => v.as_slice().into(),
+        A::F64(v) => v.as_slice().into(),
+    }
+}
+
+/// The shortest decimal that is this float: 0.1 stays 0.1, which as a double would be 0.10000000149011612.
+fn shortest(value: f32) -> Value {
+    let double = value.to_string().parse().ok();
+    double.and_then(Number::from_f64).map_or(Value::Null, Value::Number)
+}
