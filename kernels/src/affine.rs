@@ -237,11 +237,14 @@ fn keep<S: Simd, const SPAN: usize>(
 #[inline(always)]
 fn fit<S: Simd>(s: S, sums: &Sums<S>, w: S::F32, wx: S::F32) -> (S::F32, S::F32) {
     let zero = s.splat(0.0);
-    let determinant = s.sub(s.mul(w, sums.qq), s.mul(sums.q, sums.q));
+    let product = s.mul(w, sums.qq);
+    let determinant = s.sub(product, s.mul(sums.q, sums.q));
     let inverse = reciprocal(s, determinant);
     let scale = s.mul(s.sub(s.mul(w, sums.qx), s.mul(sums.q, wx)), inverse);
     let min = s.mul(s.sub(s.mul(sums.q, sums.qx), s.mul(sums.qq, wx)), inverse);
-    let alone = s.or(s.lt(min, zero), s.le(determinant, zero));
+    // Where all codes are the same, all there is left of the determinant is rounding errors.
+    let same = s.le(determinant, s.mul(product, s.splat(1e-5)));
+    let alone = s.or(s.lt(min, zero), same);
     let scale = s.select(alone, s.mul(sums.qx, reciprocal(s, sums.qq)), scale);
     (s.max(scale, zero), s.select(alone, zero, min))
 }

@@ -8,11 +8,14 @@
 compile_error!("every file format here is little-endian, and so are the kernels that read and write them");
 
 mod affine;
+mod codebook;
 pub mod float;
 pub mod format;
 pub mod fp8;
 mod grid;
 mod grids;
+pub mod iq4_nl;
+pub mod iq4_xs;
 pub mod iquants;
 pub mod lanes;
 mod microscale;
@@ -20,7 +23,10 @@ mod minifloat;
 pub mod mxfp4;
 pub mod mxfp8;
 pub mod nvfp4;
+pub mod q2_k;
+pub mod q3_k;
 pub mod q4_k;
+pub mod q5_k;
 pub mod q6_k;
 mod signed;
 pub mod simd;

@@ -20,6 +20,20 @@ struct Type {
 
 const TYPES: &[Type] = &[
     Type {
+        name: "q2_k",
+        halves: &[80, 82],
+        decoded: 0x6fa25cef94b52fe3,
+        plain: 1.046177e-2,
+        weighted: 9.019761e-3,
+    },
+    Type {
+        name: "q3_k",
+        halves: &[108],
+        decoded: 0xbf085fce5fe84702,
+        plain: 5.258932e-3,
+        weighted: 4.889319e-3,
+    },
+    Type {
         name: "q4_k",
         halves: &[0, 2],
         decoded: 0xb57908c8813e0791,
@@ -27,11 +41,32 @@ const TYPES: &[Type] = &[
         weighted: 2.430028e-3,
     },
     Type {
+        name: "q5_k",
+        halves: &[0, 2],
+        decoded: 0x7f9d84ea023a2769,
+        plain: 1.261925e-3,
+        weighted: 1.205347e-3,
+    },
+    Type {
         name: "q6_k",
         halves: &[208],
         decoded: 0x52ed3c5ad57e0470,
         plain: 6.134792e-4,
         weighted: 5.861770e-4,
+    },
+    Type {
+        name: "iq4_nl",
+        halves: &[0],
+        decoded: 0x81bd4b233fd2e9d6,
+        plain: 2.684650e-3,
+        weighted: 2.574192e-3,
+    },
+    Type {
+        name: "iq4_xs",
+        halves: &[0],
+        decoded: 0x87fa9e56c0861599,
+        plain: 2.704181e-3,
+        weighted: 2.593039e-3,
     },
 ];
 
@@ -109,7 +144,7 @@ fn edges() -> Vec<(&'static str, Vec<f32>)> {
         ("ones and zeros", (0..512).map(|i| (i % 2) as f32).collect()),
         ("subnormals", ramp(1e-40)),
         ("below f16", ramp(1e-9)),
-        ("subnormal steps", ramp(1e-5)),
+        ("subnormal steps", ramp(1e-4)),
         ("beyond f16", ramp(1e9)),
         ("the largest", ramp(f32::MAX)),
         ("all of the largest", (0..512).map(|i| if i % 3 == 0 { f32::MAX } else { f32::MIN }).collect()),

@@ -1,0 +1,76 @@
+//! IQ4_XS: super-blocks of 8 groups of 32, 4-bit codes of a codebook, signed 6-bit sub-scales, 4.25 bits per weight.
+//!
+//! Layout (ggml's `block_iq4_xs`, 136 bytes): `d` f16, `scales_h` u16, `scales_l` [4], `qs` [128];
+//! x = d · scale · value\[code\]. `scales_l` holds the low nibbles of the sub-scales (plus 32), `scales_h` their upper bit
+//! pairs; `qs` the codes of each group as in IQ4_NL.
+
+use half::f16;
+
+use crate::codebook::{self, Iq4};
+use crate::format::Format;
+use crate::signed::{self, Plan};
+use crate::simd::{LANES, Simd};
+use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
+
+/// GGUF's IQ4_XS.
+pub static IQ4_XS: Format = Format {
+    name: "iq4_xs",
+    block: SUPER_BLOCK,
+    planes: &[BYTES],
+    encode: Some(superblock::encode::<Type, BYTES>),
+    decode: superblock::decode::<Type, BYTES>,
+};
+
+/// Bytes of a super-block.
+const BYTES: usize = 136;
+
+const PLAN: Plan = Plan {
+    limit: 32,
+    tops: &[31.0, 27.0],
+    factors: &[1.0, 0.95, 0.9, 0.85, 1.05, -1.2, -1.15, -1.1, -1.05, -1.0],
+    refits: 2,
+};
+
+struct Type;
+
+impl Blocks<BYTES> for Type {
+    const BLOCK: usize = SUPER_BLOCK;
+    const PER_TILE: usize = 2;
+
+    #[inline(always)]
+    fn encode<S: Simd, const WEIGHTED: bool>(
+        s: S,
+        weights: &Weights,
+        tile: usize,
+        blocks: &mut [[u8; BYTES]],
+    ) {
+        let tile = Tile::<S, 32>::load::<8, WEIGHTED>(s, weights, tile);
+        let found = signed::search::<S, Iq4, 32, 8, WEIGHTED>(s, &PLAN, &tile);
+        let codes = bytes(s, &found.codes);
+        let scales = lane_bytes(s, s.add(found.sub_scale, s.splat(32.0)));
+        for (i, block) in blocks.iter_mut().enumerate() {
+            let lanes = i * 8..i * 8 + 8;
+            block[..2].copy_from_slice(&found.d[lanes.start].to_le_bytes());
+            let scales = &scales[lanes.clone()];
+            let high = (0..8).fold(0, |bits, g| bits | u16::from(scales[g] >> 4) << (2 * g));
+            block[2..4].copy_from_slice(&high.to_le_bytes());
+            for g in 0..4 {
+                block[4 + g] = scales[2 * g] & 15 | scales[2 * g + 1] << 4;
+            }
+            for (codes, qs) in codes[lanes].iter().zip(block[8..].as_chunks_mut().0) {
+                *qs = codebook::pack(codes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decode<S: Simd>(s: S, block: &[u8; BYTES], dst: &mut [f32]) {
+        let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        let high = u16::from_le_bytes([block[2], block[3]]);
+        let groups = block[8..].as_chunks::<LANES>().0.iter().zip(dst.as_chunks_mut::<32>().0);
+        for (g, (qs, dst)) in groups.enumerate() {
+            let scale = block[4 + g / 2] >> (g % 2 * 4) & 15 | ((high >> (2 * g) & 3) as u8) << 4;
+            codebook::decode(s, d * (f32::from(scale) - 32.0), qs, dst);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Q3_K: super-blocks of 16 groups of 16, 3-bit codes, signed 6-bit sub-scales, 3.4375 bits per weight.
+//!
+//! Layout (ggml's `block_q3_K`, 110 bytes): `hmask` [32], `qs` [64], `scales` [12] (see [`pack_scales`]), `d` f16;
+//! x = d · scale · (code − 4). `qs` holds the low bit pairs of the codes as in Q2_K, bit r of `hmask[i]` the high bit of
+//! element i of run r of 32.
+
+use half::f16;
+
+use crate::format::Format;
+use crate::grid::Integers;
+use crate::q2_k::{pack_pairs, unpack_pairs};
+use crate::signed::{self, Plan};
+use crate::simd::{LANES, Simd};
+use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
+
+/// GGUF's Q3_K.
+pub static Q3_K: Format = Format {
+    name: "q3_k",
+    block: SUPER_BLOCK,
+    planes: &[BYTES],
+    encode: Some(superblock::encode::<Type, BYTES>),
+    decode: superblock::decode::<Type, BYTES>,
+};
+
+/// Bytes of a super-block.
+const BYTES: usize = 110;
+
+const PLAN: Plan = Plan {
+    limit: 32,
+    tops: &[31.0, 26.0],
+    factors: &[1.0, 0.9, 0.8, 0.7, 1.1, -1.2, -1.1, -1.0, -0.9, -0.8],
+    refits: 2,
+};
+
+struct Type;
+
+impl Blocks<BYTES> for Type {
+    const BLOCK: usize = SUPER_BLOCK;
+    const PER_TILE: usize = 1;
+
+    #[inline(always)]
+    fn encode<S: Simd, const WEIGHTED: bool>(
+        s: S,
+        weights: &Weights,
+        tile: usize,
+        blocks: &mut [[u8; BYTES]],
+    ) {
+        let tile = Tile::<S, 16>::load::<16, WEIGHTED>(s, weights, tile);
+        let found = signed::search::<S, Integers<4>, 16, 16, WEIGHTED>(s, &PLAN, &tile);
+        let codes = bytes(s, &found.codes);
+        let codes = codes.as_flattened();
+        let scales = lane_bytes(s, s.add(found.sub_scale, s.splat(32.0)));
+        for block in blocks {
+            let (hmask, rest) = block.split_at_mut(32);
+            hmask.fill(0);
+            for (run, codes) in codes.chunks_exact(32).enumerate() {
+                for i in 0..32 {
+                    hmask[i] |= codes[i] >> 2 << run;
+                }
+            }
+            pack_pairs(codes, &mut rest[..64]);
+            pack_scales(&scales, &mut rest[64..76]);
+            rest[76..].copy_from_slice(&found.d[0].to_le_bytes());
+        }
+    }
+
+    #[inline(always)]
+    fn decode<S: Simd>(s: S, block: &[u8; BYTES], dst: &mut [f32]) {
+        let d = f16::from_le_bytes([block[108], block[109]]).to_f32();
+        let scales = unpack_scales(&block[96..108]);
+        let mut codes = unpack_pairs(&block[32..96]);
+        for (run, codes) in codes.chunks_exact_mut(32).enumerate() {
+            for i in 0..32 {
+                codes[i] |= (block[i] >> run & 1) << 2;
+            }
+        }
+        let groups = codes.as_chunks::<LANES>().0.iter().zip(dst.as_chunks_mut::<LANES>().0);
+        for ((codes, dst), scale) in groups.zip(scales) {
+            let scale = s.splat(d * (f32::from(scale) - 32.0));
+            let q = s.sub_i(s.load_u8(codes), s.splat_i(4));
+            s.store(s.mul(scale, s.to_f32(q)), dst);
+        }
+    }
+}
+
+/// Packs 16 sub-scales (0..64, 32 more than they mean) into 12 bytes: the low nibbles of 0..8 and, above them, of 8..16
+/// in 8 bytes; then byte i of 4 holds the upper bit pairs of i, 4 + i, 8 + i and 12 + i, from the low bits up.
+#[inline(always)]
+fn pack_scales(scales: &[u8; LANES], out: &mut [u8]) {
+    for i in 0..8 {
+        out[i] = scales[i] & 15 | scales[8 + i] << 4;
+    }
+    for i in 0..4 {
+        out[8 + i] =
+            scales[i] >> 4 | scales[4 + i] >> 4 << 2 | scales[8 + i] >> 4 << 4 | scales[12 + i] >> 4 << 6;
+    }
+}
+
+/// The sub-scales that [`pack_scales`] packed.
+#[inline(always)]
+fn unpack_scales(packed: &[u8]) -> [u8; LANES] {
+    std::array::from_fn(|i| packed[i % 8] >> (i / 8 * 4) & 15 | (packed[8 + i % 4] >> (i / 4 * 2) & 3) << 4)
+}
