@@ -327,8 +327,7 @@ impl Done<'_> {
         result["classes"] = json!(classes);
         result["nonfinite"] = json!(self.nonfinite());
         result["seconds"] = json!(self.seconds);
-        result["busy_seconds"] =
-            json!({ "read": self.busy.read, "encode": self.busy.encode, "write": self.busy.write });
+        result["busy_seconds"] = json!({ "read": self.busy.read, "encode": self.busy.encode, "write": self.busy.write, "sync": self.busy.sync });
         result["resumed_tensors"] = json!(self.resumed);
         result["read_bytes"] = json!(self.amount.read);
         result["peak_rss_bytes"] = json!(text::peak_memory());

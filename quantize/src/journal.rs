@@ -145,8 +145,8 @@ impl Journal {
     ///
     /// # Errors
     /// If the journal can't be written.
-    pub fn done(&mut self, entries: Vec<Entry>) -> Result<()> {
-        let lines: Vec<Line> = entries.into_iter().map(Line::Done).collect();
+    pub fn done(&mut self, entries: &[Entry]) -> Result<()> {
+        let lines: Vec<Line> = entries.iter().cloned().map(Line::Done).collect();
         self.append(&lines)
     }
 
@@ -197,7 +197,7 @@ mod tests {
         let (mut journal, past) = Journal::open(&path).expect("new");
         assert_eq!(past, Past::default());
         journal.begin(&head()).expect("begin");
-        journal.done(vec![entry("a"), entry("b")]).expect("done");
+        journal.done(&[entry("a"), entry("b")]).expect("done");
         drop(journal);
         let (mut journal, past) = Journal::open(&path).expect("again");
         assert_eq!(past, Past { head: Some(head()), entries: vec![entry("a"), entry("b")], whole: false });
@@ -212,13 +212,13 @@ mod tests {
         let path = dir.path().join("journal");
         let (mut journal, _) = Journal::open(&path).expect("new");
         journal.begin(&head()).expect("begin");
-        journal.done(vec![entry("a")]).expect("done");
+        journal.done(&[entry("a")]).expect("done");
         drop(journal);
         let text = std::fs::read(&path).expect("text");
         std::fs::write(&path, &text[..text.len() - 5]).expect("cut");
         let (mut journal, past) = Journal::open(&path).expect("cut short");
         assert_eq!(past.entries, vec![]);
-        journal.done(vec![entry("b")]).expect("append after the cut");
+        journal.done(&[entry("b")]).expect("append after the cut");
         drop(journal);
         assert_eq!(Journal::open(&path).expect("again").1.entries, vec![entry("b")]);
         std::fs::write(&path, "{}\n").expect("broken");

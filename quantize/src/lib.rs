@@ -2,7 +2,9 @@
 //!
 //! - [`recipe`]: what becomes what, as text whose hash names the job.
 //! - [`tile`]: the work cut into bounded pieces.
+//! - [`plan`], [`job`]: from a checkpoint's headers to the place of every output byte.
 //! - [`read`], [`encode`], [`pass`]: source bytes in, encoded rows out, one bounded buffer after the other.
+//! - [`run`]: a job from beginning, or from where it was, to its end.
 //! - [`journal`], [`store`]: what makes a run restartable, and keeps half-made files from their final names.
 
 pub mod encode;
@@ -17,6 +19,7 @@ pub mod recipe;
 pub mod run;
 pub mod store;
 pub mod tile;
+mod write;
 
 pub use error::{Error, Result};
 pub use recipe::Recipe;

@@ -1,5 +1,5 @@
-//! The streaming pass: a reader thread, the cores that encode, and a writer thread that hashes, writes and keeps the
-//! journal, with a fixed number of buffers between them.
+//! The streaming pass: a reader thread, the cores that encode, a writer thread that hashes and writes, and one that syncs
+//! and keeps the journal, with a fixed number of buffers between them.
 
 use std::{
     collections::HashSet,
@@ -8,30 +8,27 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use formats::{Layout, OutputTensor, TensorSource, layout::Placement, scales::Scales};
+use formats::{Layout, OutputTensor, TensorSource, scales::Scales};
 use kernels::{Format, Isa};
-use sha2::{Digest, Sha256};
 
 use crate::{
     encode::{Stats, encode},
     error::{Error, Result},
-    journal::{Entry, Journal, Plane},
+    journal::{Entry, Journal},
     progress::{Amount, Progress},
     read::{Loaded, load, tile_bytes},
-    recipe::hex,
     store::Store,
     tile::{Tile, tiles},
+    write::{Finished, keep, write},
 };
 
 /// Tiles in flight on each side of the encoder: one being worked on, one ready, one under way.
 const SLOTS: usize = 3;
 /// Weights of a tile when memory allows: 8 MiB of BF16.
 const TILE_WEIGHTS: u64 = 4 << 20;
-/// How long finished tensors may wait for their line in the journal: a sync costs more than a small tensor.
-const JOURNAL_EVERY: Duration = Duration::from_secs(2);
 
 /// A job's weights: what is read, what it becomes and where it goes.
 pub struct Pass<'a> {
@@ -60,15 +57,20 @@ pub struct Busy {
     pub read: f64,
     /// Widening, encoding and measuring.
     pub encode: f64,
-    /// Hashing, writing and syncing.
+    /// Hashing and writing.
     pub write: f64,
+    /// Waiting for the disk.
+    pub sync: f64,
 }
 
-struct Encoded {
-    tile: Tile,
-    read: u64,
-    planes: Vec<Vec<u8>>,
-    stats: Stats,
+/// A tile, encoded.
+pub(crate) struct Encoded {
+    pub tile: Tile,
+    /// Bytes of the source that it took.
+    pub read: u64,
+    /// The bytes for each plane.
+    pub planes: Vec<Vec<u8>>,
+    pub stats: Stats,
 }
 
 impl Pass<'_> {
@@ -137,26 +139,27 @@ impl Pass<'_> {
         let expected = tiles.len();
         let (loaded_tx, loaded_rx) = channel::<Loaded>();
         let (encoded_tx, encoded_rx) = channel::<Encoded>();
+        let (finished_tx, finished_rx) = channel::<Finished>();
         // Buffers go round: a stage that finds none waits, so that memory stays what it is.
         let (input_tx, input_rx) = pool_of::<Vec<u8>>();
         let (output_tx, output_rx) = pool_of::<Vec<Vec<u8>>>();
 
         thread::scope(|scope| {
             let reader = scope.spawn(move || self.read(tiles, &input_rx, &loaded_tx, cancel));
-            let mut writer = Writer::new(self, store, journal, progress);
-            let writer = scope.spawn(move || {
-                let result = writer.run(&encoded_rx, &output_tx);
-                result.map(|()| (writer.written, writer.tiles, writer.busy))
-            });
+            let writer =
+                scope.spawn(move || write(self, store, progress, &encoded_rx, &output_tx, &finished_tx));
+            let syncer = scope.spawn(move || keep(store, journal, &finished_rx));
             let encoded = self.encode(&pool, &loaded_rx, &input_tx, &output_rx, &encoded_tx);
             // The channels' ends must go before the threads are joined, or they wait for ever.
             drop((loaded_rx, input_tx, output_rx, encoded_tx));
             let read = join(reader);
             let written = join(writer);
-            let encode_busy = encoded?;
-            let read_busy = read?;
-            let (entries, done, write_busy) = written?;
-            let busy = Busy { read: read_busy, encode: encode_busy, write: write_busy };
+            let kept = join(syncer);
+            let busy_encode = encoded?;
+            let busy_read = read?;
+            let (done, busy_write) = written?;
+            let (entries, busy_sync) = kept?;
+            let busy = Busy { read: busy_read, encode: busy_encode, write: busy_write, sync: busy_sync };
             Ok(((done == expected).then_some(entries), busy))
         })
     }
@@ -223,131 +226,4 @@ fn pool_of<T: Default>() -> (Sender<T>, Receiver<T>) {
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// The writer's state: the tensor under way and those that wait for the journal.
-struct Writer<'a> {
-    pass: &'a Pass<'a>,
-    store: &'a Store,
-    journal: &'a mut Journal,
-    progress: &'a dyn Progress,
-    hashes: Vec<Sha256>,
-    stats: Stats,
-    waiting: Vec<Entry>,
-    dirty: HashSet<usize>,
-    last_sync: Instant,
-    written: Vec<Entry>,
-    tiles: usize,
-    busy: f64,
-}
-
-impl<'a> Writer<'a> {
-    fn new(
-        pass: &'a Pass<'a>,
-        store: &'a Store,
-        journal: &'a mut Journal,
-        progress: &'a dyn Progress,
-    ) -> Writer<'a> {
-        Writer {
-            pass,
-            store,
-            journal,
-            progress,
-            hashes: Vec::new(),
-            stats: Stats::default(),
-            waiting: Vec::new(),
-            dirty: HashSet::new(),
-            last_sync: Instant::now(),
-            written: Vec::new(),
-            tiles: 0,
-            busy: 0.0,
-        }
-    }
-
-    fn run(&mut self, encoded: &Receiver<Encoded>, buffers: &Sender<Vec<Vec<u8>>>) -> Result<()> {
-        for tile in encoded {
-            let start = Instant::now();
-            let planes = self.tile(tile)?;
-            let _ = buffers.send(planes);
-            if self.last_sync.elapsed() >= JOURNAL_EVERY {
-                self.sync()?;
-            }
-            self.busy += start.elapsed().as_secs_f64();
-        }
-        let start = Instant::now();
-        self.sync()?;
-        self.busy += start.elapsed().as_secs_f64();
-        Ok(())
-    }
-
-    fn tile(&mut self, encoded: Encoded) -> Result<Vec<Vec<u8>>> {
-        let Encoded { tile, read, planes, stats } = encoded;
-        let format = self.pass.formats[tile.tensor];
-        let placements = &self.pass.layout.planes[tile.tensor];
-        if tile.first_weight == 0 {
-            self.hashes = vec![Sha256::new(); placements.len()];
-            self.stats = Stats::default();
-        }
-        let mut written = 0;
-        for (plane, bytes) in planes.iter().enumerate() {
-            let at = placements[plane];
-            let offset = tile.first_weight / format.block as u64 * format.planes[plane] as u64;
-            self.store.write(at.file, at.offset + offset, bytes)?;
-            self.hashes[plane].update(bytes);
-            self.dirty.insert(at.file);
-            written += bytes.len() as u64;
-        }
-        self.stats.add(&stats);
-        self.tiles += 1;
-        self.progress.advance(Amount { read, written, weights: tile.weights });
-        if tile.last {
-            self.finish_tensor(tile.tensor, placements)?;
-        }
-        Ok(planes)
-    }
-
-    fn finish_tensor(&mut self, tensor: usize, placements: &[Placement]) -> Result<()> {
-        let output = &self.pass.outputs[tensor];
-        let stats = self.stats;
-        let elements = output.elements();
-        if stats.nonfinite > 0 && !self.pass.allow_nonfinite {
-            return Err(Error::NonFinite { tensor: output.name.clone(), count: stats.nonfinite, elements });
-        }
-        if stats.overflow > 0 {
-            let format = self.pass.formats[tensor].name;
-            return Err(Error::Overflow {
-                tensor: output.name.clone(),
-                format,
-                count: stats.overflow,
-                elements,
-            });
-        }
-        let planes = placements.iter().zip(self.hashes.drain(..)).map(|(at, sha)| Plane {
-            file: self.pass.layout.files[at.file].name.clone(),
-            offset: at.offset,
-            len: at.len,
-            sha256: hex(&sha.finalize()),
-        });
-        self.waiting.push(Entry {
-            tensor: output.name.clone(),
-            planes: planes.collect(),
-            squared_error: stats.squared_error,
-            energy: stats.energy,
-            nonfinite: stats.nonfinite,
-        });
-        Ok(())
-    }
-
-    /// Bytes first, then their lines in the journal.
-    fn sync(&mut self) -> Result<()> {
-        self.last_sync = Instant::now();
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
-        for file in self.dirty.drain() {
-            self.store.sync(file)?;
-        }
-        self.written.extend(self.waiting.iter().cloned());
-        self.journal.done(std::mem::take(&mut self.waiting))
-    }
 }
