@@ -8,6 +8,7 @@
 compile_error!("every file format here is little-endian, and so are the kernels that read and write them");
 
 mod affine;
+mod affine_search;
 mod codebook;
 pub mod float;
 pub mod format;
@@ -20,6 +21,7 @@ pub mod iquants;
 pub mod lanes;
 mod microscale;
 mod minifloat;
+pub mod mlx_affine;
 pub mod mxfp4;
 pub mod mxfp8;
 pub mod nvfp4;

@@ -7,6 +7,7 @@ use crate::format::Format;
 use crate::iq4_nl::IQ4_NL;
 use crate::iq4_xs::IQ4_XS;
 use crate::iquants::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+use crate::mlx_affine;
 use crate::mxfp4::{MLX_MXFP4, MXFP4};
 use crate::mxfp8::MLX_MXFP8;
 use crate::nvfp4::{MLX_NVFP4, NVFP4};
@@ -24,7 +25,17 @@ pub static GGUF: &[&Format] = &[
 ];
 
 /// The quantization modes of MLX, and the types of its unquantized tensors (`4bit-g64`, `mxfp4`, `bf16`).
-pub static MLX: &[&Format] = &[&F32, &F16, &BF16, &MLX_MXFP4, &MLX_MXFP8, &MLX_NVFP4];
+pub static MLX: &[&Format] = &{
+    let others = [&F32, &F16, &BF16, &MLX_MXFP4, &MLX_MXFP8, &MLX_NVFP4];
+    let affine = [&mlx_affine::BF16, &mlx_affine::F16, &mlx_affine::F32];
+    let mut all = [others[0]; 6 + 3 * 18];
+    let mut i = 0;
+    while i < all.len() {
+        all[i] = if i < 6 { others[i] } else { &affine[(i - 6) / 18][(i - 6) % 18] };
+        i += 1;
+    }
+    all
+};
 
 /// Every format once.
 pub fn all() -> impl Iterator<Item = &'static Format> {
