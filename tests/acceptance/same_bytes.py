@@ -30,7 +30,7 @@ def instruction_sets():
 def one(checks, halfbyte, source, scratch, to, form):
     ways = [({}, ["--threads", n]) for n in ("1", "2", "5")] + [({}, ["--memory", "8MiB"])]
     ways += [({"HALFBYTE_ISA": isa}, []) for isa in instruction_sets()]
-    out, sums = scratch / f"{to}-{form}", {}
+    out, sums = scratch / (f"{form}.gguf" if to == "gguf" else form), {}
     for environment, options in ways:
         remove(out)
         done = run(command(halfbyte, source, to, form, out, *options), env=os.environ | environment)

@@ -33,7 +33,8 @@ class Checks:
         try:
             function(*arguments)
         except Exception as error:  # noqa: BLE001: whatever went wrong is the finding
-            traceback.print_exc()
+            if not isinstance(error, RuntimeError):
+                traceback.print_exc()
             self.that(False, f"{name}: {error}")
 
     def close(self):
@@ -46,5 +47,5 @@ def quantize(halfbyte, source, to, form, out, *options):
     command = [halfbyte, "quantize", source, "--to", to, "--format", form, "--out", out, "--overwrite", *options]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"halfbyte ended with {done.returncode}: {done.stderr.strip()}")
     return Path(out)
