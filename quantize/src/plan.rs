@@ -191,7 +191,10 @@ impl Plan {
             .zip(&self.formats)
             .map(|(output, format)| gguf::write::Tensor { name: &output.name, shape: &output.shape, format })
             .collect();
-        let stem = out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // Only `.gguf` is an ending: `llama-3.1-8b` has none.
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let stem = name.strip_suffix(".gguf").unwrap_or(&name).to_owned();
+        let out = out.with_file_name(format!("{stem}.gguf"));
         let file = gguf::write::Options {
             stem: &stem,
             alignment: options.align.unwrap_or(GGUF_ALIGN),
@@ -199,7 +202,7 @@ impl Plan {
         };
         let layout = gguf::write::layout(metadata, &tensors, &file)?;
         let dir = out.parent().map(Path::to_owned).unwrap_or_default();
-        Ok(self.placed(layout, Destination::Files { path: out.to_owned(), dir }))
+        Ok(self.placed(layout, Destination::Files { path: out, dir }))
     }
 
     fn placed(self, layout: Layout, destination: Destination) -> Job {
