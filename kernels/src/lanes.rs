@@ -5,6 +5,7 @@
 //! A *group* is any run of weights that shares a scale: a block of 32, a sub-block of 16.
 
 use crate::simd::{LANES, Simd};
+use crate::superblock::{LEAST_IMPORTANCE, power_below_one};
 
 /// Puts sixteen groups of `group` weights side by side: `out[j][l] = src[(first + l) * group + j]`, zeros beyond the
 /// end of `src`. `out` has `group` elements.
@@ -48,6 +49,30 @@ pub fn gather_importance<S: Simd>(
         }
     }
     columns(s, importance, group, &starts, out);
+}
+
+/// The importance of sixteen groups for a search: like [`gather_importance`], relative to the largest of each group, and never
+/// quite zero, so that a weight of no importance keeps its value where that costs nothing.
+#[inline(always)]
+pub(crate) fn relative_importance<S: Simd>(
+    s: S,
+    importance: Option<&[f32]>,
+    group: usize,
+    first: usize,
+    out: &mut [[f32; LANES]],
+) {
+    gather_importance(s, importance, group, first, out);
+    let zero = s.splat(0.0);
+    let mut largest = zero;
+    for row in &*out {
+        largest = s.max(s.load(row), largest);
+    }
+    let unit = power_below_one(s, largest);
+    for row in out {
+        // `max` also turns NaN into zero.
+        let importance = s.max(s.load(row), zero);
+        s.store(s.mul_add(importance, unit, s.splat(LEAST_IMPORTANCE)), row);
+    }
 }
 
 /// `out[j][l] = src[starts[l] + j]`.

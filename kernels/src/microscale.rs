@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::fp8::{e4m3, e4m3_to_f32, e8m0_to_f32};
-use crate::lanes::{gather, gather_importance};
+use crate::lanes::{gather, relative_importance};
 use crate::minifloat::{Element, exp2};
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -123,7 +123,7 @@ impl<E: Element, C: Scale, P: Pack<GROUP>, const GROUP: usize> Kernel for Encode
         for first in (0..groups).step_by(LANES) {
             gather(s, self.src, GROUP, first, &mut weights);
             let code = if self.importance.is_some() {
-                gather_importance(s, self.importance, GROUP, first, &mut importance);
+                relative_importance(s, self.importance, GROUP, first, &mut importance);
                 search::<S, E, C, true>(s, &weights, &importance)
             } else {
                 search::<S, E, C, false>(s, &weights, &importance)
@@ -150,24 +150,31 @@ fn search<S: Simd, E: Element, C: Scale, const WEIGHTED: bool>(
     for w in weights {
         max = s.max(max, s.abs(s.load(w)));
     }
-    let start = C::start::<S, E>(s, max);
+    let start = limited::<S, C>(s, C::start::<S, E>(s, max));
+    let (_, unit) = C::value(s, start);
     let mut best = start;
     let mut least = s.splat(f32::INFINITY);
     for candidate in C::CANDIDATES {
-        let code = s.add_i(start, s.splat_i(candidate));
-        let code = s.min_i(s.max_i(code, s.splat_i(C::LIMITS.0)), s.splat_i(C::LIMITS.1));
+        let code = limited::<S, C>(s, s.add_i(start, s.splat_i(candidate)));
         let (scale, inverse) = C::value(s, code);
         let mut error = s.splat(0.0);
         for (w, h) in weights.iter().zip(importance) {
-            let w = s.abs(s.load(w));
-            let off = s.neg_mul_add(scale, E::round(s, s.mul(w, inverse)), w);
+            let x = s.mul(s.abs(s.load(w)), inverse);
+            let off = s.sub(x, E::round(s, x));
             let weighted = if WEIGHTED { s.mul(off, s.load(h)) } else { off };
             error = s.mul_add(off, weighted, error);
         }
+        // From units of this scale to those of the first, which small weights' squares don't underflow.
+        let ratio = s.mul(scale, unit);
+        let error = s.mul(error, s.mul(ratio, ratio));
         let better = s.lt(error, least);
         least = s.select(better, error, least);
         best = s.select_i(better, code, best);
     }
-    // No candidate is better than infinity where the errors' squares overflow.
-    s.min_i(s.max_i(best, s.splat_i(C::LIMITS.0)), s.splat_i(C::LIMITS.1))
+    best
+}
+
+#[inline(always)]
+fn limited<S: Simd, C: Scale>(s: S, code: S::I32) -> S::I32 {
+    s.min_i(s.max_i(code, s.splat_i(C::LIMITS.0)), s.splat_i(C::LIMITS.1))
 }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use crate::affine_search::{Plan, search};
 use crate::format::Format;
-use crate::lanes::{gather, gather_importance, scatter};
+use crate::lanes::{gather, relative_importance, scatter};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// The float type of scales and biases.
@@ -30,6 +30,12 @@ pub fn affine(bits: u32, group: usize, scales: ScaleType) -> Option<&'static For
         ScaleType::F32 => &F32,
     };
     rows.iter().find(|format| format.block == group && self::bits(format) == bits as usize)
+}
+
+/// The format with scales of another type, or the format itself if it is not affine.
+pub fn with_scales(format: &'static Format, scales: ScaleType) -> &'static Format {
+    let affine_row = [&BF16, &F16, &F32].into_iter().flatten().any(|row| row == format);
+    if affine_row { affine(bits(format) as u32, format.block, scales).unwrap_or(format) } else { format }
 }
 
 macro_rules! rows {
@@ -219,7 +225,7 @@ impl<T: Stored> Kernel for Encode<'_, T> {
             let lanes = LANES.min(groups - first);
             gather(s, self.src, self.group, first, weights);
             let (scale, bias) = if self.importance.is_some() {
-                gather_importance(s, self.importance, self.group, first, importance);
+                relative_importance(s, self.importance, self.group, first, importance);
                 search::<S, T, true>(s, &plan, weights, importance, rows)
             } else {
                 search::<S, T, false>(s, &plan, weights, importance, rows)

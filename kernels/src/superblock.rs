@@ -14,7 +14,7 @@ pub(crate) const SUPER_BLOCK: usize = 256;
 
 /// Keeps a weight's error from being ignored where its column's importance is zero, relative to the largest
 /// importance of the super-block.
-const LEAST_IMPORTANCE: f32 = 1.0 / (1 << 20) as f32;
+pub(crate) const LEAST_IMPORTANCE: f32 = 1.0 / (1 << 20) as f32;
 
 /// A type whose blocks take `BYTES` bytes each; sixteen groups, one tile, are encoded at once.
 pub(crate) trait Blocks<const BYTES: usize> {
@@ -169,7 +169,7 @@ pub(crate) fn lane_bytes<S: Simd>(s: S, v: S::F32) -> [u8; LANES] {
 /// The power of two that brings `x` (not negative) into [0.5, 1), as near as two normal powers (this one and its
 /// inverse) allow.
 #[inline(always)]
-fn power_below_one<S: Simd>(s: S, x: S::F32) -> S::F32 {
+pub(crate) fn power_below_one<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let exponent = s.shr_i::<23>(s.bits(x));
     let wanted = s.sub_i(s.splat_i(253), exponent);
     let wanted = s.min_i(s.max_i(wanted, s.splat_i(1)), s.splat_i(227));
