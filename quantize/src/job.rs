@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use formats::{Layout, OutputTensor, TensorSource, scales::Scales};
 use kernels::Format;
 
-use crate::{error::Result, pass::Pass, recipe::Recipe, store::Destination};
+use crate::{error::Result, mix::Fallback, pass::Pass, recipe::Recipe, store::Destination};
 
 /// Everything that decides the output's bytes, and where they go.
 pub struct Job {
@@ -68,16 +68,4 @@ impl Job {
         let pass = self.pass(u64::MAX, 1);
         Ok(pass.amount(&pass.tiles(&HashSet::new())?)?.read)
     }
-}
-
-/// A tensor that could not take the format it was meant to.
-pub struct Fallback {
-    /// The tensor.
-    pub tensor: String,
-    /// What it was meant to be.
-    pub wanted: &'static Format,
-    /// What it is.
-    pub got: &'static Format,
-    /// Length of its rows.
-    pub columns: u64,
 }

@@ -1,5 +1,6 @@
 //! The job: which tensor becomes what, and the streaming pass that does it.
 //!
+//! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
 //! - [`recipe`]: what becomes what, as text whose hash names the job.
 //! - [`tile`]: the work cut into bounded pieces.
 //! - [`plan`], [`job`]: from a checkpoint's headers to the place of every output byte.
@@ -11,6 +12,8 @@ pub mod encode;
 pub mod error;
 pub mod job;
 pub mod journal;
+pub mod mix;
+pub mod overrides;
 pub mod pass;
 pub mod plan;
 pub mod progress;
