@@ -81,7 +81,10 @@ fn columns<S: Simd>(s: S, src: &[f32], group: usize, starts: &[usize; LANES], ou
     let rows: [&[f32]; LANES] = std::array::from_fn(|l| &src[starts[l]..starts[l] + group]);
     let (tiles, rest) = out.as_chunks_mut::<LANES>();
     for (t, tile) in tiles.iter_mut().enumerate() {
-        let mut square: [S::F32; LANES] = std::array::from_fn(|l| s.load(&rows[l].as_chunks::<LANES>().0[t]));
+        let mut square = [s.splat(0.0); LANES];
+        for (v, row) in square.iter_mut().zip(rows) {
+            *v = s.load(&row.as_chunks::<LANES>().0[t]);
+        }
         s.transpose(&mut square);
         for (row, v) in tile.iter_mut().zip(square) {
             s.store(v, row);
@@ -101,7 +104,10 @@ pub fn scatter<S: Simd>(s: S, codes: &[[u8; LANES]], lanes: usize, stride: usize
     let group = codes.len();
     let (tiles, rest) = codes.as_chunks::<LANES>();
     for (t, tile) in tiles.iter().enumerate() {
-        let mut square: [S::F32; LANES] = std::array::from_fn(|j| s.from_bits(s.load_u8(&tile[j])));
+        let mut square = [s.splat(0.0); LANES];
+        for (v, row) in square.iter_mut().zip(tile) {
+            *v = s.from_bits(s.load_u8(row));
+        }
         s.transpose(&mut square);
         for (l, v) in square.into_iter().take(lanes).enumerate() {
             let group = &mut out[l * stride..l * stride + group];

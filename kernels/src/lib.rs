@@ -9,6 +9,7 @@ compile_error!("every file format here is little-endian, and so are the kernels 
 
 mod affine;
 mod affine_search;
+mod asymmetric;
 mod codebook;
 pub mod float;
 pub mod format;
@@ -24,16 +25,22 @@ mod minifloat;
 pub mod mlx_affine;
 pub mod mxfp4;
 pub mod mxfp8;
+mod nibbles;
 pub mod nvfp4;
 pub mod q2_k;
 pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
 pub mod q4_k;
 pub mod q5_k;
 pub mod q6_k;
+pub mod q8_0;
+mod scales;
 mod signed;
 pub mod simd;
 pub mod stats;
 mod superblock;
+mod symmetric;
 pub mod table;
 pub mod ternary;
 

@@ -13,15 +13,19 @@ use crate::mxfp8::MLX_MXFP8;
 use crate::nvfp4::{MLX_NVFP4, NVFP4};
 use crate::q2_k::Q2_K;
 use crate::q3_k::Q3_K;
+use crate::q4_0::{Q4_0, Q5_0};
+use crate::q4_1::{Q4_1, Q5_1};
 use crate::q4_k::Q4_K;
 use crate::q5_k::Q5_K;
 use crate::q6_k::Q6_K;
+use crate::q8_0::Q8_0;
 use crate::ternary::{Q1_0, Q8_K, TQ1_0, TQ2_0};
 
 /// The types of GGUF, in lower case (`q4_k`, `bf16`).
 pub static GGUF: &[&Format] = &[
-    &F32, &F16, &BF16, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K, &IQ4_NL, &IQ4_XS, &MXFP4, &NVFP4, &IQ3_S, &IQ3_XXS,
-    &IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ1_M, &IQ1_S, &TQ2_0, &TQ1_0, &Q1_0, &Q8_K,
+    &F32, &F16, &BF16, &Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K, &IQ4_NL,
+    &IQ4_XS, &MXFP4, &NVFP4, &IQ3_S, &IQ3_XXS, &IQ2_S, &IQ2_XS, &IQ2_XXS, &IQ1_M, &IQ1_S, &TQ2_0, &TQ1_0,
+    &Q1_0, &Q8_K,
 ];
 
 /// The quantization modes of MLX, and the types of its unquantized tensors (`4bit-g64`, `mxfp4`, `bf16`).

@@ -1,0 +1,86 @@
+//! Weights per second, on one core, of every format on every instruction set of this machine.
+//!
+//! `cargo bench -p halfbyte-kernels`, with a part of a name (`q4_0`, `decode`, `avx2`) to run less.
+
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+use halfbyte_kernels::{Format, Isa, table};
+
+fn main() {
+    divan::main();
+}
+
+const COLUMNS: usize = 4096;
+const ROWS: usize = 16;
+
+/// One line of the report.
+struct Case {
+    format: &'static Format,
+    isa: Isa,
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.format.name, self.isa.name())
+    }
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    table::all().flat_map(|format| {
+        let isas = Isa::available().into_iter().filter(|isa| isa.name() != "scalar");
+        isas.map(move |isa| Case { format, isa })
+    })
+}
+
+fn encoders() -> impl Iterator<Item = Case> {
+    cases().filter(|case| case.format.encode.is_some())
+}
+
+/// Sums of uniform numbers: near enough to a normal distribution.
+fn weights() -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..ROWS * COLUMNS).map(|_| (0..6).map(|_| uniform()).sum::<f32>() * 0.03).collect()
+}
+
+fn planes(format: &Format) -> Vec<Vec<u8>> {
+    format.planes.iter().map(|bytes| vec![0; ROWS * COLUMNS / format.block * bytes]).collect()
+}
+
+fn encode_with(bencher: Bencher, case: &Case, importance: Option<&[f32]>) {
+    let src = weights();
+    let mut planes = planes(case.format);
+    let mut planes: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
+    let encode = case.format.encode.expect("only formats with an encoder are listed");
+    bencher.counter(ItemsCount::new(src.len())).bench_local(|| {
+        encode(case.format, case.isa, black_box(&src), importance, &mut planes);
+    });
+}
+
+#[divan::bench(args = encoders())]
+fn encode(bencher: Bencher, case: &Case) {
+    encode_with(bencher, case, None);
+}
+
+#[divan::bench(args = encoders())]
+fn encode_importance(bencher: Bencher, case: &Case) {
+    let importance: Vec<f32> = (0..COLUMNS).map(|i| 0.1 + (i * 37 % 101) as f32).collect();
+    encode_with(bencher, case, Some(&importance));
+}
+
+#[divan::bench(args = cases())]
+fn decode(bencher: Bencher, case: &Case) {
+    let mut out = vec![0.0; ROWS * COLUMNS];
+    let mut planes = planes(case.format);
+    if let Some(encode) = case.format.encode {
+        let mut planes: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
+        encode(case.format, case.isa, &weights(), None, &mut planes);
+    }
+    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    bencher.counter(ItemsCount::new(out.len())).bench_local(|| {
+        (case.format.decode)(case.format, case.isa, black_box(&planes), &mut out);
+    });
+}

@@ -1,0 +1,67 @@
+//! How GGUF's blocks of 32 hold codes of 4 or 5 bits, after their scales: with 5 bits a little-endian word of all fifth
+//! bits, then 16 bytes, byte `j` holding the low four bits of weights `j` (low nibble) and `j + 16`.
+
+use crate::lanes::scatter;
+use crate::simd::{LANES, Simd};
+
+/// Weights per block.
+pub const BLOCK: usize = 32;
+
+/// Packs the codes of up to sixteen blocks, one per lane, into blocks of `BYTES` bytes: `codes[j]` are those of weight `j`.
+#[inline(always)]
+pub fn pack<S: Simd, const BITS: u32, const BYTES: usize>(s: S, codes: &[S::I32; BLOCK], out: &mut [u8]) {
+    let mut nibbles = [[0; LANES]; 16];
+    let mut fifth = s.splat_i(0);
+    for (j, nibbles) in nibbles.iter_mut().enumerate() {
+        let (low, high) = (codes[j], codes[j + 16]);
+        let mask = s.splat_i(15);
+        s.store_u8(s.or_i(s.and_i(low, mask), s.shl_i::<4>(s.and_i(high, mask))), nibbles);
+        if BITS == 5 {
+            // Bit 4 goes in from the left: after sixteen turns weight 0's is at bit 0 of its half.
+            let pair = s.or_i(
+                s.and_i(s.shl_i::<11>(low), s.splat_i(1 << 15)),
+                s.and_i(s.shl_i::<27>(high), s.splat_i(i32::MIN)),
+            );
+            fifth = s.or_i(s.and_i(s.shr_i::<1>(fifth), s.splat_i(0x7fff_7fff)), pair);
+        }
+    }
+    let at = BYTES - 16;
+    scatter(s, &nibbles, out.len() / BYTES, BYTES, &mut out[at..]);
+    if BITS == 5 {
+        let mut words = [0; LANES];
+        s.store_i(fifth, &mut words);
+        for (word, block) in words.iter().zip(out.chunks_mut(BYTES)) {
+            block[at - 4..at].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+const BIT: [i32; LANES] = {
+    let mut bit = [0; LANES];
+    let mut j = 0;
+    while j < LANES {
+        bit[j] = 1 << j;
+        j += 1;
+    }
+    bit
+};
+
+/// The codes of one block: weights 0..16 and 16..32.
+#[inline(always)]
+pub fn unpack<S: Simd, const BITS: u32, const BYTES: usize>(s: S, block: &[u8; BYTES]) -> [S::I32; 2] {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&block[BYTES - 16..]);
+    let bytes = s.load_u8(&bytes);
+    let mut codes = [s.and_i(bytes, s.splat_i(15)), s.shr_i::<4>(bytes)];
+    if BITS == 5 {
+        let mut word = [0; 4];
+        word.copy_from_slice(&block[BYTES - 20..BYTES - 16]);
+        let word = i32::from_le_bytes(word);
+        let bit = s.load_i(&BIT);
+        for (codes, half) in codes.iter_mut().zip([word & 0xffff, word >> 16 & 0xffff]) {
+            let unset = s.eq_i(s.and_i(s.splat_i(half), bit), s.splat_i(0));
+            *codes = s.select_i(unset, *codes, s.or_i(*codes, s.splat_i(16)));
+        }
+    }
+    codes
+}

@@ -1,0 +1,40 @@
+//! Scales as formats store them: half floats at a fixed place in each block.
+
+use crate::float::F16_MAX;
+use crate::simd::{LANES, Simd};
+
+/// The half float nearest to each scale. Magnitudes beyond the largest half float become that, so that no decoded
+/// weight is infinite; NaN, which searches over extreme weights may meet, becomes the lowest.
+#[inline(always)]
+pub fn storable<S: Simd>(s: S, scale: S::F32) -> S::F32 {
+    s.round_f16(s.min(s.max(scale, s.splat(-F16_MAX)), s.splat(F16_MAX)))
+}
+
+/// `1 / scale`, and 0 where the scale is 0: all weights of such a group get code 0.
+#[inline(always)]
+pub fn divisor<S: Simd>(s: S, scale: S::F32) -> S::F32 {
+    let zero = s.splat(0.0);
+    s.select(s.eq(scale, zero), zero, s.div(s.splat(1.0), scale))
+}
+
+/// Writes the scale of each lane (already a half float) to byte `at` of its block of `bytes` bytes.
+#[inline(always)]
+pub fn write_halves<S: Simd>(s: S, scales: S::F32, out: &mut [u8], bytes: usize, at: usize) {
+    let mut halves = [0; LANES];
+    s.store_f16(scales, &mut halves);
+    for (half, block) in halves.iter().zip(out.chunks_mut(bytes)) {
+        block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+    }
+}
+
+/// The half floats at byte `at` of up to sixteen blocks, widened.
+#[inline(always)]
+pub fn read_halves<S: Simd, const BYTES: usize>(s: S, blocks: &[[u8; BYTES]], at: usize) -> [f32; LANES] {
+    let mut halves = [0; LANES];
+    for (half, block) in halves.iter_mut().zip(blocks) {
+        *half = u16::from_le_bytes([block[at], block[at + 1]]);
+    }
+    let mut out = [0.0; LANES];
+    s.store(s.load_f16(&halves), &mut out);
+    out
+}
