@@ -56,7 +56,7 @@ pub struct Quantize {
     /// File (GGUF) or folder (MLX) to write
     #[arg(long)]
     pub out: PathBuf,
-    /// Type for the tensors whose output name matches; may be given several times, the last match counts
+    /// Type for the tensors whose output name matches; may be given several times, the first match counts
     #[arg(long = "tensor", value_name = "REGEX=TYPE")]
     pub tensors: Vec<String>,
     /// Largest file, such as 45GB or 5GiB [default: 45GB for GGUF, 5GiB for MLX]

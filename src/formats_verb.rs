@@ -1,7 +1,66 @@
 //! `halfbyte formats`.
-use crate::args;
+
+use std::io::Write;
+
 use anyhow::Result;
-/// Lists them.
-pub fn run(_: &args::Formats) -> Result<()> {
+use kernels::{Format, table as kernel_table};
+use quantize::mix::MIXES;
+use serde_json::{Value, json};
+
+use crate::{
+    args,
+    table::{print_json, table},
+};
+
+/// Lists what can be written, and what can only be read.
+pub fn run(args: &args::Formats) -> Result<()> {
+    if args.json { print_json(&as_json()) } else { print() }
+}
+
+fn as_json() -> Value {
+    let formats = |formats: &[&'static Format]| -> Vec<Value> {
+        let one = |format: &&'static Format| {
+            json!({
+                "name": format.name,
+                "bits_per_weight": format.bits_per_weight(),
+                "block": format.block,
+                "writable": format.encode.is_some(),
+            })
+        };
+        formats.iter().map(one).collect()
+    };
+    let mixes: Vec<Value> = MIXES.iter().map(|mix| json!({ "name": mix.name, "base": mix.base })).collect();
+    json!({
+        "gguf": { "mixes": mixes, "types": formats(kernel_table::GGUF) },
+        "mlx": { "formats": formats(kernel_table::MLX) },
+    })
+}
+
+fn print() -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "GGUF mixes (--to gguf --format …): most tensors get the base type, some get more bits\n")?;
+    let mut mixes = table(&["mix", "base type"], &[]);
+    for mix in MIXES {
+        mixes.add_row([mix.name, mix.base]);
+    }
+    writeln!(out, "{mixes}\n\nGGUF types (--tensor 'REGEX=TYPE')\n\n{}\n", rows(kernel_table::GGUF))?;
+    writeln!(
+        out,
+        "MLX formats (--to mlx --format …, or --tensor 'REGEX=FORMAT')\n\n{}",
+        rows(kernel_table::MLX)
+    )?;
     Ok(())
+}
+
+fn rows(formats: &[&'static Format]) -> comfy_table::Table {
+    let mut table = table(&["type", "bits/w", "weights per block", ""], &[1, 2]);
+    for format in formats {
+        table.add_row([
+            format.name.to_owned(),
+            format!("{:.3}", format.bits_per_weight()),
+            format.block.to_string(),
+            if format.encode.is_some() { String::new() } else { "read only".to_owned() },
+        ]);
+    }
+    table
 }

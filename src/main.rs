@@ -5,6 +5,7 @@ mod formats_verb;
 mod inspect;
 mod progress;
 mod quantize_verb;
+mod table;
 mod text;
 
 use std::process::ExitCode;

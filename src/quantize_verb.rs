@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use quantize::{
     job::Job,
     journal::Entry,
@@ -21,7 +21,12 @@ use quantize::{
 };
 use serde_json::{Value, json};
 
-use crate::{args, progress::Watch, text};
+use crate::{
+    args,
+    progress::Watch,
+    table::{print_json, shape, table},
+    text,
+};
 
 /// Plans the job from headers, then shows the plan or runs it.
 pub fn run(args: &args::Quantize) -> Result<()> {
@@ -88,16 +93,7 @@ fn interruptible() -> Result<Arc<AtomicBool>> {
     Ok(cancel)
 }
 
-fn print_json(value: &Value) -> Result<()> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    writeln!(out)?;
-    Ok(())
-}
-
 fn print_plan(job: &Job) -> Result<()> {
-    use std::io::Write;
     let mut out = std::io::stdout().lock();
     let mut table = table(&["tensor", "shape", "type", "bytes"], &[3]);
     for (index, output) in job.outputs.iter().enumerate() {
@@ -141,22 +137,6 @@ fn fallback_lines(job: &Job) -> String {
         )
     });
     lines.collect()
-}
-
-fn shape(shape: &[u64]) -> String {
-    let parts: Vec<String> = shape.iter().map(u64::to_string).collect();
-    parts.join(" × ")
-}
-
-fn table(header: &[&str], right: &[usize]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(header.iter().copied());
-    for &column in right {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
 }
 
 fn plan_json(job: &Job) -> Value {
@@ -248,7 +228,6 @@ impl Done<'_> {
     }
 
     fn print(&self) -> Result<()> {
-        use std::io::Write;
         let mut out = std::io::stdout().lock();
         let mut table = table(
             &["class", "tensors", "weights", "types", "bits/w", "size", "RMS error", "relative"],

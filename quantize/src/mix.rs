@@ -321,6 +321,15 @@ fn fit(tensor: &OutputTensor, wanted: &'static str) -> Result<(&'static Format, 
     Ok((got, (got != wanted).then_some(fallback)))
 }
 
+/// What a checkpoint's unquantized tensors, scales and biases are stored in: its own type, or BF16 where it states none.
+pub fn full_precision(dtype: Option<FloatType>) -> &'static Format {
+    match dtype {
+        Some(FloatType::F32) => &float::F32,
+        Some(FloatType::F16) => &float::F16,
+        Some(FloatType::Bf16) | None => &float::BF16,
+    }
+}
+
 /// The MLX format of each tensor: `spec` (`4bit-g64`, `mxfp4`, … or a float type) for linears, embeddings and experts, the
 /// model's own type for the rest. Routers stay in it too, unless an override says otherwise.
 ///
@@ -334,11 +343,7 @@ pub fn mlx_formats(
 ) -> Result<Choices> {
     overrides.check_used(tensors)?;
     let format = writable(table::MLX, spec)?;
-    let full = match dtype {
-        Some(FloatType::F32) => &float::F32,
-        Some(FloatType::F16) => &float::F16,
-        Some(FloatType::Bf16) | None => &float::BF16,
-    };
+    let full = full_precision(dtype);
     let mut choices = Choices::default();
     for tensor in tensors {
         let wanted = match (tensor.class, overrides.of(tensor)) {

@@ -1,24 +1,29 @@
 //! From a source and the user's wishes to a [`Job`]: headers are read, weights are not.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use formats::{
-    Layout, ModelConfig, OutputTensor, TensorSource,
-    config::FloatType,
+    Dtype, Layout, ModelConfig, OutputTensor, TensorSource,
+    checkpoint::{Checkpoint, Weights},
     families::{self, Target},
-    gguf::{self, Metadata},
+    gguf::{self, Gguf, Metadata},
     layout::OutputFile,
     mlx,
     safetensors::Safetensors,
     scales::{DEFAULT_BLOCK, Scales},
     tokenizer,
 };
-use kernels::{Format, float};
+use kernels::Format;
 use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Error, Result},
     job::Job,
+    mix::{self, Choices, Mix, ModelFacts},
+    overrides::Overrides,
     recipe::{Recipe, SourceFile, TensorChoice, hex},
     store::Destination,
 };
@@ -52,18 +57,10 @@ pub struct Options {
 /// Shards of a GGUF are this large unless asked otherwise: below the Hub's recommendation of 48 GB.
 const GGUF_SHARD: u64 = 45_000_000_000;
 const GGUF_ALIGN: u32 = 32;
-/// Files of a checkpoint that an MLX folder needs besides `config.json`.
-const SIDE_FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-];
+/// Of ggml's block types (`GGML_QNT_VERSION`).
+const QUANTIZATION_VERSION: u32 = 2;
+/// What wrote the file: another version may round otherwise.
+const TOOL: &str = concat!("halfbyte ", env!("CARGO_PKG_VERSION"));
 
 impl Job {
     /// Plans the conversion of `source` (a checkpoint's folder or a GGUF file) to `out`.
@@ -72,12 +69,18 @@ impl Job {
     /// If the source is unreadable, damaged, contradicts its configuration or belongs to an unknown family; if the format or
     /// an override is not known.
     pub fn plan(source: &Path, out: &Path, options: &Options) -> Result<Job> {
-        let is_gguf = fs::metadata(source).map_err(Error::io(source))?.is_file();
-        match (options.container, is_gguf) {
-            (Container::Gguf, false) => checkpoint_to_gguf(source, out, options),
-            (Container::Gguf, true) => gguf_to_gguf(source, out, options),
-            (Container::Mlx, false) => checkpoint_to_mlx(source, out, options),
-            (Container::Mlx, true) => Err(Error::Usage(format!(
+        let checkpoint = Checkpoint::open(source)?;
+        let side_files = checkpoint.side_files();
+        let Checkpoint { folder, weights } = checkpoint;
+        match (options.container, weights) {
+            (Container::Gguf, Weights::Safetensors(weights)) => {
+                checkpoint_to_gguf(Model::new(folder, weights)?, out, options)
+            }
+            (Container::Mlx, Weights::Safetensors(weights)) => {
+                checkpoint_to_mlx(Model::new(folder, weights)?, &side_files, out, options)
+            }
+            (Container::Gguf, Weights::Gguf(weights)) => gguf_to_gguf(weights, out, options),
+            (Container::Mlx, Weights::Gguf(_)) => Err(Error::Usage(format!(
                 "{}: an MLX folder is made from a checkpoint's folder, not from a GGUF file, whose configuration and \
                  tokenizer are in another form. Give the checkpoint that the GGUF was made from",
                 source.display()
@@ -86,64 +89,74 @@ impl Job {
     }
 }
 
-/// What every container needs to know of a checkpoint's folder.
-struct Checkpoint {
+/// A checkpoint in Hugging Face's form.
+struct Model {
+    folder: PathBuf,
     source: Safetensors,
     config: ModelConfig,
     scales: Scales,
 }
 
-impl Checkpoint {
-    fn open(folder: &Path) -> Result<Checkpoint> {
-        let source = Safetensors::open_folder(folder)?;
-        let config = ModelConfig::read(folder)?;
+impl Model {
+    fn new(folder: PathBuf, source: Safetensors) -> Result<Model> {
+        let config = ModelConfig::read(&folder)?;
         let block = config.quantization.as_ref().and_then(|quantization| quantization.weight_block);
         let scales = Scales::find(&source, block.unwrap_or(DEFAULT_BLOCK))?;
-        Ok(Checkpoint { source, config, scales })
+        Ok(Model { folder, source, config, scales })
     }
 }
 
-fn checkpoint_to_gguf(folder: &Path, out: &Path, options: &Options) -> Result<Job> {
-    let Checkpoint { source, config, scales } = Checkpoint::open(folder)?;
+fn checkpoint_to_gguf(model: Model, out: &Path, options: &Options) -> Result<Job> {
+    let Model { folder, source, config, scales } = model;
     let outputs = families::plan(&config, &source, Target::Gguf)?;
-    let formats = choose(&options.format, &outputs)?;
-    let recipe = recipe(options, &source, &outputs, &formats);
+    let mix = Mix::find(&options.format)?;
+    let overrides = Overrides::gguf(&options.overrides)?;
+    let choices = mix::choose(mix, &outputs, &ModelFacts::of_config(&config), &overrides)?;
+    let recipe = recipe(options, &source, &outputs, &choices);
     let mut metadata = families::gguf_metadata(&config)?;
-    metadata.set("general.quantization_version", 2u32);
-    metadata.set("halfbyte.recipe", recipe.hash());
-    metadata.extend(tokenizer::gguf_metadata(folder, &config)?);
-    let plan = Plan { source: Box::new(source), scales, outputs, formats, recipe, warnings: Vec::new() };
-    plan.into_gguf(&metadata, out, options)
+    metadata.extend(tokenizer::gguf_metadata(&folder, &config)?);
+    Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings: Vec::new() }
+        .into_gguf(metadata, mix, out, options)
 }
 
-fn gguf_to_gguf(path: &Path, out: &Path, options: &Options) -> Result<Job> {
-    let source = gguf::Gguf::open(path)?;
+fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
     let outputs = families::gguf_tensors(&source);
-    let formats = choose(&options.format, &outputs)?;
-    let recipe = recipe(options, &source, &outputs, &formats);
-    let mut metadata = source.metadata().clone();
-    metadata.set("halfbyte.recipe", recipe.hash());
+    let mix = Mix::find(&options.format)?;
+    let overrides = Overrides::gguf(&options.overrides)?;
+    let metadata = source.metadata().clone();
+    let choices = mix::choose(mix, &outputs, &ModelFacts::of_metadata(&metadata), &overrides)?;
+    let recipe = recipe(options, &source, &outputs, &choices);
     let scales = Scales::find(&source, DEFAULT_BLOCK)?;
-    let warnings = requantizing(&source, &outputs, &formats);
-    let plan = Plan { source: Box::new(source), scales, outputs, formats, recipe, warnings };
-    plan.into_gguf(&metadata, out, options)
+    let warnings = requantized(&source, &choices.formats).into_iter().collect();
+    Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings }
+        .into_gguf(metadata, mix, out, options)
 }
 
-fn checkpoint_to_mlx(folder: &Path, out: &Path, options: &Options) -> Result<Job> {
-    let Checkpoint { source, config, scales } = Checkpoint::open(folder)?;
+/// A warning if quantized tensors are to be quantized again. The outputs are the source's own tensors, in its order.
+fn requantized(source: &Gguf, formats: &[&'static Format]) -> Option<String> {
+    let again = source.tensors().iter().zip(formats).filter(|(meta, format)| {
+        matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != **format && format.block > 1)
+    });
+    let (count, first) = again.fold((0, None), |(n, first), (meta, _)| (n + 1, first.or(Some(&meta.name))));
+    first.map(|first| {
+        format!(
+            "{count} tensors (first {first}) are quantized already: quantizing them again adds to the damage. \
+             Give the full-precision checkpoint if you have it"
+        )
+    })
+}
+
+fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: &Options) -> Result<Job> {
+    let Model { source, config, scales, .. } = model;
     let outputs = families::plan(&config, &source, Target::Mlx)?;
-    let plain: &'static Format = match config.dtype {
-        Some(FloatType::F32) => &float::F32,
-        Some(FloatType::F16) => &float::F16,
-        Some(FloatType::Bf16) | None => &float::BF16,
-    };
-    let formats = choose_mlx(&options.format, plain, &outputs)?;
-    let recipe = recipe(options, &source, &outputs, &formats);
+    let overrides = Overrides::mlx(&options.overrides)?;
+    let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
+    let recipe = recipe(options, &source, &outputs, &choices);
     let hash = recipe.hash();
 
     let tensors: Vec<mlx::Tensor<'_>> = outputs
         .iter()
-        .zip(&formats)
+        .zip(&choices.formats)
         .map(|(output, format)| mlx::Tensor {
             name: &output.name,
             module: output.quantizable,
@@ -151,26 +164,25 @@ fn checkpoint_to_mlx(folder: &Path, out: &Path, options: &Options) -> Result<Job
             format,
         })
         .collect();
-    let shard_size = options.shard_size.unwrap_or(mlx::SHARD_SIZE);
-    let metadata = [("halfbyte.recipe", hash.as_str())];
-    let mut layout = mlx::layout(&tensors, &mlx::Options { scales: plain, shard_size, metadata: &metadata })?;
-    for name in SIDE_FILES {
-        let path = folder.join(name);
-        match fs::read(&path) {
-            Ok(text) => layout.files.push(side_file(name, text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(&path)(error)),
-        }
+    let file = mlx::Options {
+        scales: mix::full_precision(config.dtype),
+        shard_size: options.shard_size.unwrap_or(mlx::SHARD_SIZE),
+        metadata: &[("halfbyte.recipe", hash.as_str())],
+    };
+    let mut layout = mlx::layout(&tensors, &file)?;
+    let mut side_file = |path: &Path, text: Vec<u8>| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        layout.files.push(OutputFile { name, len: text.len() as u64, header: text });
+    };
+    for path in side_files {
+        side_file(path, fs::read(path).map_err(Error::io(path))?);
     }
-    let config_path = folder.join("config.json");
-    let text = fs::read_to_string(&config_path).map_err(Error::io(&config_path))?;
-    layout.files.push(side_file("config.json", mlx::config(&config_path, &text, &tensors)?.into_bytes()));
-    let plan = Plan { source: Box::new(source), scales, outputs, formats, recipe, warnings: Vec::new() };
+    // Last: a folder is a model once it has its configuration.
+    let text = fs::read_to_string(&config.path).map_err(Error::io(&config.path))?;
+    side_file(&config.path, mlx::config(&config.path, &text, &tensors)?.into_bytes());
+    let source = Box::new(source);
+    let plan = Plan { source, scales, outputs, choices, recipe, warnings: Vec::new() };
     Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
-}
-
-fn side_file(name: &str, text: Vec<u8>) -> OutputFile {
-    OutputFile { name: name.to_owned(), len: text.len() as u64, header: text }
 }
 
 /// A job before its bytes have their places.
@@ -178,17 +190,21 @@ struct Plan {
     source: Box<dyn TensorSource>,
     scales: Scales,
     outputs: Vec<OutputTensor>,
-    formats: Vec<&'static Format>,
+    choices: Choices,
     recipe: Recipe,
     warnings: Vec<String>,
 }
 
 impl Plan {
-    fn into_gguf(self, metadata: &Metadata, out: &Path, options: &Options) -> Result<Job> {
+    fn into_gguf(self, mut metadata: Metadata, mix: &Mix, out: &Path, options: &Options) -> Result<Job> {
+        metadata.set("general.file_type", mix.file_type);
+        metadata.set("general.quantization_version", QUANTIZATION_VERSION);
+        metadata.set("general.quantized_by", TOOL);
+        metadata.set("halfbyte.recipe", self.recipe.hash());
         let tensors: Vec<gguf::write::Tensor<'_>> = self
             .outputs
             .iter()
-            .zip(&self.formats)
+            .zip(&self.choices.formats)
             .map(|(output, format)| gguf::write::Tensor { name: &output.name, shape: &output.shape, format })
             .collect();
         // Only `.gguf` is an ending: `llama-3.1-8b` has none.
@@ -200,7 +216,7 @@ impl Plan {
             alignment: options.align.unwrap_or(GGUF_ALIGN),
             shard_size: Some(options.shard_size.unwrap_or(GGUF_SHARD)),
         };
-        let layout = gguf::write::layout(metadata, &tensors, &file)?;
+        let layout = gguf::write::layout(&metadata, &tensors, &file)?;
         let dir = out.parent().map(Path::to_owned).unwrap_or_default();
         Ok(self.placed(layout, Destination::Files { path: out, dir }))
     }
@@ -210,62 +226,25 @@ impl Plan {
             source: self.source,
             scales: self.scales,
             outputs: self.outputs,
-            formats: self.formats,
+            formats: self.choices.formats,
             layout,
             recipe: self.recipe,
             destination,
-            fallbacks: Vec::new(),
+            fallbacks: self.choices.fallbacks,
             warnings: self.warnings,
         }
     }
-}
-
-fn choose(name: &str, outputs: &[OutputTensor]) -> Result<Vec<&'static Format>> {
-    let wanted = kernels::table::gguf(name)
-        .filter(|format| format.encode.is_some())
-        .ok_or_else(|| Error::Usage(format!("{name} is no format; see `halfbyte formats`")))?;
-    Ok(outputs
-        .iter()
-        .map(|output| match output {
-            output if !output.quantizable => &float::F32,
-            output if wanted.holds_row(output.columns()) => wanted,
-            _ => &float::F16,
-        })
-        .collect())
-}
-
-fn choose_mlx(name: &str, plain: &'static Format, outputs: &[OutputTensor]) -> Result<Vec<&'static Format>> {
-    let wanted = kernels::table::mlx(name)
-        .filter(|format| format.encode.is_some())
-        .ok_or_else(|| Error::Usage(format!("{name} is no format; see `halfbyte formats`")))?;
-    Ok(outputs
-        .iter()
-        .map(|output| match output {
-            output if output.class == formats::output::Class::RouterBias => &float::F32,
-            output if output.quantizable && wanted.holds_row(output.columns()) => wanted,
-            _ => plain,
-        })
-        .collect())
-}
-
-fn requantizing(
-    source: &dyn TensorSource,
-    outputs: &[OutputTensor],
-    formats: &[&'static Format],
-) -> Vec<String> {
-    let _ = (source, outputs, formats);
-    Vec::new()
 }
 
 fn recipe(
     options: &Options,
     source: &dyn TensorSource,
     outputs: &[OutputTensor],
-    formats: &[&'static Format],
+    choices: &Choices,
 ) -> Recipe {
-    let tensor = outputs.iter().zip(formats);
+    let tensor = outputs.iter().zip(&choices.formats);
     Recipe {
-        tool: concat!("halfbyte ", env!("CARGO_PKG_VERSION")).to_owned(),
+        tool: TOOL.to_owned(),
         container: match options.container {
             Container::Gguf => "gguf",
             Container::Mlx => "mlx",
