@@ -42,10 +42,16 @@ class Checks:
         sys.exit(1 if self.failed else 0)
 
 
+def run(halfbyte, *arguments):
+    """Runs halfbyte; raises what it says if it fails."""
+    command = [str(part) for part in (halfbyte, *arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done
+
+
 def quantize(halfbyte, source, to, form, out, *options):
     """`halfbyte quantize`, anew."""
-    command = [halfbyte, "quantize", source, "--to", to, "--format", form, "--out", out, "--overwrite", *options]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"halfbyte ended with {done.returncode}: {done.stderr.strip()}")
+    run(halfbyte, "quantize", source, "--to", to, "--format", form, "--out", out, "--overwrite", *options)
     return Path(out)

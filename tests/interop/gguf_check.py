@@ -9,7 +9,7 @@ from pathlib import Path
 
 import checkpoint
 import numpy as np
-from checks import FIXTURES, TEXT, Checks, quantize
+from checks import FIXTURES, TEXT, Checks, quantize, run
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from llama import Llama
@@ -123,12 +123,37 @@ def check_split(checks, halfbyte, scratch):
     checks.that(Llama(parts[0]).greedy(prompt, 8) == Llama(single).greedy(prompt, 8), "llama.cpp runs the shards as it runs the single file")
 
 
+def check_gguf_source(checks, halfbyte, scratch):
+    """A lossless GGUF as the source gives the tensors that the checkpoint gives; a quantized one is taken with a warning."""
+    source = FIXTURES / "tiny-llama"
+    bf16 = quantize(halfbyte, source, "gguf", "bf16", scratch / "bf16.gguf")
+    direct = quantize(halfbyte, source, "gguf", "q4_k_m", scratch / "direct.gguf")
+    detour = quantize(halfbyte, bf16, "gguf", "q4_k_m", scratch / "detour.gguf")
+    one, other = ({t.name: (t.tensor_type, t.data.tobytes()) for t in GGUFReader(path).tensors} for path in (direct, detour))
+    checks.that(one == other, "q4_k_m from the BF16 GGUF holds the tensors of q4_k_m from the checkpoint")
+    prompt = expected_of("tiny-llama")["greedy"][0]["prompt_ids"]
+    checks.that(Llama(direct).greedy(prompt, 8) == Llama(detour).greedy(prompt, 8), "llama.cpp runs both alike")
+    again = run(halfbyte, "quantize", direct, "--format", "q4_0", "--out", scratch / "again.gguf")
+    checks.that("warning" in again.stderr, f"quantizing a quantized file warns: {again.stderr.strip()}")
+
+
+def check_inspect(checks, halfbyte, scratch):
+    """`halfbyte inspect` says of a file what gguf-py finds in it."""
+    path = quantize(halfbyte, FIXTURES / "tiny-deepseek", "gguf", "q4_k_m", scratch / "inspected.gguf")
+    told = json.loads(run(halfbyte, "inspect", path, "--json").stdout)
+    ours = {t["name"]: (t["format"].upper(), t["bytes"], t["shape"]) for t in told["tensors"]}
+    theirs = {t.name: (t.tensor_type.name, t.n_bytes, t.shape.tolist()[::-1]) for t in GGUFReader(path).tensors}
+    checks.that(ours == theirs, f"halfbyte inspect tells the types, sizes and shapes of {len(theirs)} tensors as gguf-py does")
+
+
 def main(halfbyte, scratch):
     checks, scratch = Checks(), Path(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     for model in ("tiny-llama", "tiny-deepseek"):
         check_model(checks, halfbyte, scratch, model)
     checks.case("split", check_split, checks, halfbyte, scratch)
+    checks.case("GGUF as the source", check_gguf_source, checks, halfbyte, scratch)
+    checks.case("inspect", check_inspect, checks, halfbyte, scratch)
     checks.close()
 
 
