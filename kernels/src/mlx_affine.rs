@@ -7,35 +7,31 @@
 use std::marker::PhantomData;
 
 use crate::affine_search::{Plan, search};
+use crate::float;
 use crate::format::Format;
 use crate::lanes::{gather, relative_importance, scatter};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
-/// The float type of scales and biases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScaleType {
-    /// The upper half of an `f32`: what most checkpoints are stored in.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-    /// Single precision.
-    F32,
-}
-
-/// The format of `bits` (2, 3, 4, 5, 6 or 8) in groups of `group` (32, 64 or 128), or `None` if MLX has no such.
-pub fn affine(bits: u32, group: usize, scales: ScaleType) -> Option<&'static Format> {
-    let rows = match scales {
-        ScaleType::Bf16 => &BF16,
-        ScaleType::F16 => &F16,
-        ScaleType::F32 => &F32,
-    };
+/// The format of `bits` (2, 3, 4, 5, 6 or 8) in groups of `group` (32, 64 or 128) whose scales and biases are of a float format
+/// (BF16, F16 or F32), or `None` if MLX has no such.
+pub fn affine(bits: u32, group: usize, scales: &Format) -> Option<&'static Format> {
+    let (_, rows) = tables().into_iter().find(|(float, _)| *float == scales)?;
     rows.iter().find(|format| format.block == group && self::bits(format) == bits as usize)
 }
 
-/// The format with scales of another type, or the format itself if it is not affine.
-pub fn with_scales(format: &'static Format, scales: ScaleType) -> &'static Format {
-    let affine_row = [&BF16, &F16, &F32].into_iter().flatten().any(|row| row == format);
-    if affine_row { affine(bits(format) as u32, format.block, scales).unwrap_or(format) } else { format }
+/// The float format of an affine format's scales and biases; `None` for any other format.
+pub fn scales_of(format: &Format) -> Option<&'static Format> {
+    tables().into_iter().find(|(_, rows)| rows.contains(format)).map(|(float, _)| float)
+}
+
+/// The same format with scales and biases of a float format; any format but an affine one is itself.
+pub fn with_scales(format: &'static Format, scales: &Format) -> &'static Format {
+    let affine = scales_of(format).and_then(|_| affine(bits(format) as u32, format.block, scales));
+    affine.unwrap_or(format)
+}
+
+fn tables() -> [(&'static Format, &'static [Format; 18]); 3] {
+    [(&float::BF16, &BF16), (&float::F16, &F16), (&float::F32, &F32)]
 }
 
 macro_rules! rows {

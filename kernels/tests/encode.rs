@@ -1,11 +1,11 @@
 //! What every encoder of the small-float and affine formats must hold to: the same bytes on every instruction set and however a
 //! tensor is cut, no error larger than the plain rule's or an exhaustive search's, and sense at the edges.
 
-use halfbyte_kernels::mlx_affine::{self, ScaleType, affine, with_scales};
+use halfbyte_kernels::mlx_affine::{self, affine, scales_of, with_scales};
 use halfbyte_kernels::mxfp4::{MLX_MXFP4, MXFP4};
 use halfbyte_kernels::mxfp8::MLX_MXFP8;
 use halfbyte_kernels::nvfp4::{MLX_NVFP4, NVFP4};
-use halfbyte_kernels::{Format, Isa};
+use halfbyte_kernels::{Format, Isa, float};
 
 const COLUMNS: usize = 384;
 
@@ -235,12 +235,14 @@ fn gguf_and_mlx_differ_in_packing_alone() {
 
 #[test]
 fn affine_formats_are_found() {
-    let format = affine(4, 64, ScaleType::Bf16).expect("a format of MLX");
+    let format = affine(4, 64, &float::BF16).expect("a format of MLX");
     assert_eq!((format.name, format.block, format.planes), ("4bit-g64", 64, &[32, 2, 2][..]));
-    let wide = affine(3, 128, ScaleType::F32).expect("a format of MLX");
+    let wide = affine(3, 128, &float::F32).expect("a format of MLX");
     assert_eq!((wide.name, wide.block, wide.planes), ("3bit-g128-f32", 128, &[48, 4, 4][..]));
-    assert_eq!(affine(7, 64, ScaleType::Bf16), None);
-    assert_eq!(affine(4, 16, ScaleType::Bf16), None);
-    assert_eq!(with_scales(format, ScaleType::F16).name, "4bit-g64-f16");
-    assert_eq!(with_scales(&MLX_MXFP4, ScaleType::F16), &MLX_MXFP4);
+    assert_eq!(affine(7, 64, &float::BF16), None);
+    assert_eq!(affine(4, 16, &float::BF16), None);
+    assert_eq!(with_scales(format, &float::F16).name, "4bit-g64-f16");
+    assert_eq!(scales_of(wide), Some(&float::F32));
+    assert_eq!(scales_of(&MLX_MXFP4), None);
+    assert_eq!(with_scales(&MLX_MXFP4, &float::F16), &MLX_MXFP4);
 }
