@@ -366,3 +366,6 @@ pub fn mlx_formats(
     }
     Ok(choices)
 }
+
+#[cfg(test)]
+mod tests;
