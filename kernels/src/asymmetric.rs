@@ -29,18 +29,30 @@ pub fn nearest<S: Simd, T: Steps>(s: S, x: S::F32, minimum: S::F32, inverse: S::
 /// The half-float scale and minimum of least squared error among those tried, for each lane.
 #[inline(always)]
 pub fn search<S: Simd, T: Steps, const WEIGHTED: bool>(s: S, x: &Groups, w: &Groups) -> (S::F32, S::F32) {
+    let zero = s.splat(0.0);
     let mut low = s.load(&x[0]);
     let mut high = low;
-    for x in &x[1..] {
+    let mut total = zero;
+    let mut sum = zero;
+    for (x, w) in x.iter().zip(w) {
         let x = s.load(x);
         low = s.min(x, low);
         high = s.max(x, high);
+        if WEIGHTED {
+            total = s.add(s.load(w), total);
+            sum = s.mul_add(s.load(w), x, sum);
+        } else {
+            sum = s.add(x, sum);
+        }
     }
-    let group = Group::<S, WEIGHTED>::new(s, x, w, low);
+    if !WEIGHTED {
+        total = s.splat(x.len() as f32);
+    }
+    let group = Group::<S, WEIGHTED> { x, w, low, total, above: s.neg_mul_add(low, total, sum) };
     let step = s.div(s.sub(high, low), s.splat(T::HIGH));
     let unit = divisor(s, step);
 
-    let mut best = Line { slope: s.splat(0.0), spread: s.splat(1.0), q: s.splat(0.0) };
+    let mut best = Line { slope: zero, spread: s.splat(1.0), q: zero };
     for tries in if WEIGHTED { T::TRIED_WEIGHTED } else { T::TRIED } {
         let mut placements = [(unit, unit); 3];
         for ((inverse, shift), (lower, upper)) in placements.iter_mut().zip(tries) {
@@ -78,8 +90,21 @@ pub fn search<S: Simd, T: Steps, const WEIGHTED: bool>(s: S, x: &Groups, w: &Gro
     chosen
 }
 
-/// Sixteen groups, and what their regressions have in common. Weights are measured from `low`, the least of the group, or
-/// a mean far from zero would drown the rest.
+/// Whether no end of the range goes half a code beyond the codes, so that what rounds to them need not be clamped.
+const fn within(tried: &[[(f32, f32); 3]]) -> bool {
+    let mut i = 0;
+    while i < 3 * tried.len() {
+        let (lower, upper) = tried[i / 3][i % 3];
+        if lower >= 0.5 || upper >= 0.5 {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+/// Sixteen groups, and what their regressions have in common. Sums are taken from `low`, the least of the group, or a mean
+/// far from zero would drown the rest.
 struct Group<'a, S: Simd, const WEIGHTED: bool> {
     x: &'a Groups,
     w: &'a Groups,
@@ -102,36 +127,23 @@ struct Line<S: Simd> {
     q: S::F32,
 }
 
-impl<'a, S: Simd, const WEIGHTED: bool> Group<'a, S, WEIGHTED> {
-    #[inline(always)]
-    fn new(s: S, x: &'a Groups, w: &'a Groups, low: S::F32) -> Self {
-        let mut total = s.splat(0.0);
-        let mut above = s.splat(0.0);
-        for (x, w) in x.iter().zip(w) {
-            let x = s.sub(s.load(x), low);
-            if WEIGHTED {
-                total = s.add(s.load(w), total);
-                above = s.mul_add(s.load(w), x, above);
-            } else {
-                above = s.add(x, above);
-            }
-        }
-        if !WEIGHTED {
-            total = s.splat(x.len() as f32);
-        }
-        Group { x, w, low, total, above }
-    }
-
+impl<S: Simd, const WEIGHTED: bool> Group<'_, S, WEIGHTED> {
     /// The regressions on the codes nearest to `(x - low) * inverse + shift`, for each (inverse, shift).
     #[inline(always)]
-    fn regress<T: Steps, const N: usize>(&self, s: S, placements: [(S::F32, S::F32); N]) -> [Line<S>; N] {
+    fn regress<T: Steps, const N: usize>(&self, s: S, mut placements: [(S::F32, S::F32); N]) -> [Line<S>; N] {
         let zero = s.splat(0.0);
+        let clamped = WEIGHTED || !within(T::TRIED);
+        for (inverse, shift) in &mut placements {
+            *shift = s.neg_mul_add(self.low, *inverse, *shift);
+        }
         let mut sums = [(zero, zero, zero); N];
         for (x, w) in self.x.iter().zip(self.w) {
-            let x = s.sub(s.load(x), self.low);
+            let x = s.load(x);
             for ((q1, qq, xq), (inverse, shift)) in sums.iter_mut().zip(placements) {
-                let place = s.round(s.mul_add(x, inverse, shift));
-                let q = s.min(s.max(place, zero), s.splat(T::HIGH));
+                let mut q = s.round(s.mul_add(x, inverse, shift));
+                if clamped {
+                    q = s.min(s.max(q, zero), s.splat(T::HIGH));
+                }
                 let wq = if WEIGHTED { s.mul(s.load(w), q) } else { q };
                 *q1 = s.add(wq, *q1);
                 *qq = s.mul_add(wq, q, *qq);
@@ -140,6 +152,7 @@ impl<'a, S: Simd, const WEIGHTED: bool> Group<'a, S, WEIGHTED> {
         }
         let mut lines = [Line { slope: zero, spread: zero, q: zero }; N];
         for (line, (q, qq, xq)) in lines.iter_mut().zip(sums) {
+            let xq = s.neg_mul_add(self.low, q, xq);
             line.slope = s.neg_mul_add(q, self.above, s.mul(self.total, xq));
             line.spread = s.neg_mul_add(q, q, s.mul(self.total, qq));
             line.q = q;

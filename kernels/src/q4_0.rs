@@ -98,6 +98,7 @@ impl<G: Grid, const BITS: u32, const BYTES: usize, const WEIGHTED: bool> Kernel
     fn run<S: Simd>(self, s: S) {
         let mut x = [[0.0; LANES]; BLOCK];
         let mut w = [[1.0; LANES]; BLOCK];
+        let mut codes = [s.splat_i(0); BLOCK];
         for (i, out) in self.out.chunks_mut(LANES * BYTES).enumerate() {
             gather(s, self.src, BLOCK, i * LANES, &mut x);
             if WEIGHTED {
@@ -106,7 +107,6 @@ impl<G: Grid, const BITS: u32, const BYTES: usize, const WEIGHTED: bool> Kernel
             let scale = search::<S, G, WEIGHTED>(s, &x, &w);
             let inverse = divisor(s, scale);
             let zero = s.splat_i(1 << (BITS - 1));
-            let mut codes = [zero; BLOCK];
             for (code, x) in codes.iter_mut().zip(&x) {
                 let place = nearest::<S, G>(s, s.load(x), inverse);
                 *code = s.add_i(s.to_i32(place), zero);

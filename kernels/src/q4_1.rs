@@ -88,6 +88,7 @@ impl<T: Steps, const BITS: u32, const BYTES: usize, const WEIGHTED: bool> Kernel
     fn run<S: Simd>(self, s: S) {
         let mut x = [[0.0; LANES]; BLOCK];
         let mut w = [[1.0; LANES]; BLOCK];
+        let mut codes = [s.splat_i(0); BLOCK];
         for (i, out) in self.out.chunks_mut(LANES * BYTES).enumerate() {
             gather(s, self.src, BLOCK, i * LANES, &mut x);
             if WEIGHTED {
@@ -95,7 +96,6 @@ impl<T: Steps, const BITS: u32, const BYTES: usize, const WEIGHTED: bool> Kernel
             }
             let (scale, minimum) = search::<S, T, WEIGHTED>(s, &x, &w);
             let inverse = divisor(s, scale);
-            let mut codes = [s.splat_i(0); BLOCK];
             for (code, x) in codes.iter_mut().zip(&x) {
                 *code = s.to_i32(nearest::<S, T>(s, s.load(x), minimum, inverse));
             }

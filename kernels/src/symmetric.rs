@@ -38,15 +38,18 @@ pub fn nearest<S: Simd, G: Grid>(s: S, x: S::F32, inverse: S::F32) -> S::F32 {
 /// The half-float scale of least squared error among those tried, for each lane.
 #[inline(always)]
 pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Groups) -> S::F32 {
-    let mut peak = s.splat(0.0);
+    let mut low = s.splat(0.0);
+    let mut high = low;
     for x in x {
-        let x = s.load(x);
-        peak = s.select(s.lt(s.abs(peak), s.abs(x)), x, peak);
+        low = s.min(s.load(x), low);
+        high = s.max(s.load(x), high);
     }
-    if G::LOW == -G::HIGH {
+    let peak = if G::LOW == -G::HIGH {
         // The scale's sign makes no difference, and a positive one surprises nobody.
-        peak = s.abs(peak);
-    }
+        s.max(s.neg(low), high)
+    } else {
+        s.select(s.lt(high, s.neg(low)), low, high)
+    };
     let unit = divisor(s, peak);
 
     // For codes q the best scale is Σwxq / Σwq², and it explains (Σwxq)² / Σwq² of the weights' norm.
@@ -56,7 +59,7 @@ pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Grou
         for (inverse, &code) in inverses.iter_mut().zip(tries) {
             *inverse = s.mul(unit, s.splat(code));
         }
-        for sums in correlate::<S, G, WEIGHTED, _>(s, x, w, inverses) {
+        for sums in correlate::<S, G, WEIGHTED, 3>(s, x, w, inverses) {
             let gain = s.mul(s.mul(sums.0, sums.0), best.1);
             let better = s.lt(s.mul(s.mul(best.0, best.0), sums.1), gain);
             best.0 = s.select(better, sums.0, best.0);
@@ -67,19 +70,30 @@ pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Grou
     // From here on with scales as they are stored.
     let peers = storable(s, s.div(peak, s.splat(G::PEERS)));
     let refit = storable(s, s.div(best.0, best.1));
-    let [first, second] = judge::<S, G, WEIGHTED, _>(s, x, w, [peers, refit]);
+    let [first, second] = judge::<S, G, WEIGHTED, 2>(s, x, w, [peers, refit]);
     let better = s.lt(second.0, first.0);
     let mut least = s.select(better, second.0, first.0);
     let mut scale = s.select(better, refit, peers);
     let mut refit = second.1;
     for _ in 0..if WEIGHTED { 2 } else { 0 } {
-        let [(error, next)] = judge::<S, G, WEIGHTED, _>(s, x, w, [refit]);
+        let [(error, next)] = judge::<S, G, WEIGHTED, 1>(s, x, w, [refit]);
         let better = s.lt(error, least);
         least = s.select(better, error, least);
         scale = s.select(better, refit, scale);
         refit = next;
     }
     scale
+}
+
+/// The largest magnitude of a code tried. No weight goes further, so what rounds to the grid need not be clamped.
+const fn reach(tried: &[[f32; 3]]) -> f32 {
+    let mut most = 0.0;
+    let mut i = 0;
+    while i < 3 * tried.len() {
+        most = f32::max(most, tried[i / 3][i % 3].abs());
+        i += 1;
+    }
+    most
 }
 
 /// (Σwxq, Σwq²) of the codes that each of `inverses` gives.
@@ -90,11 +104,18 @@ fn correlate<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize>(
     w: &Groups,
     inverses: [S::F32; N],
 ) -> [(S::F32, S::F32); N] {
+    let reach = reach(if WEIGHTED { G::TRIED_WEIGHTED } else { G::TRIED });
     let mut sums = [(s.splat(0.0), s.splat(0.0)); N];
     for (x, w) in x.iter().zip(w) {
         let x = s.load(x);
         for ((xq, qq), inverse) in sums.iter_mut().zip(inverses) {
-            let q = nearest::<S, G>(s, x, inverse);
+            let mut q = s.round(s.mul(x, inverse));
+            if reach >= 0.5 - G::LOW {
+                q = s.max(q, s.splat(G::LOW));
+            }
+            if reach >= 0.5 + G::HIGH {
+                q = s.min(q, s.splat(G::HIGH));
+            }
             let wq = if WEIGHTED { s.mul(s.load(w), q) } else { q };
             *xq = s.mul_add(wq, x, *xq);
             *qq = s.mul_add(wq, q, *qq);
