@@ -13,6 +13,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use kernels::mlx_affine::scales_of;
 use kernels::{Format, float};
 use serde_json::{Map, Value, json};
 
@@ -42,8 +43,6 @@ pub struct Tensor<'a> {
 /// What is written beside the tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
-    /// The type of the affine modes' scales and biases.
-    pub scales: &'static Format,
     /// The most bytes of tensors in a shard; one larger tensor gets a shard of its own.
     pub shard_size: u64,
     /// Free strings for every shard's header, beside `format`.
@@ -69,9 +68,8 @@ fn bits(format: &Format) -> usize {
 
 /// safetensors' name of a float.
 fn float_name(format: &Format) -> Option<&'static str> {
-    [("F32", &float::F32), ("F16", &float::F16), ("BF16", &float::BF16)]
-        .into_iter()
-        .find_map(|(name, float)| (format == float).then_some(name))
+    let floats = [("F32", &float::F32), ("F16", &float::F16), ("BF16", &float::BF16)];
+    floats.into_iter().find_map(|(name, float)| (format == float).then_some(name))
 }
 
 /// A tensor of a file: a plane of an output tensor.
@@ -89,11 +87,11 @@ struct Plane {
 ///
 /// # Errors
 /// [`Error::DuplicateTensor`], [`Error::BadShape`], [`Error::RaggedRow`], and [`Error::NotInContainer`] for a format that is
-/// no mode of MLX or scales that are not of the type stated.
+/// no mode of MLX.
 pub fn layout(tensors: &[Tensor<'_>], options: &Options<'_>) -> Result<Layout> {
     let mut planes = Vec::new();
     for (i, tensor) in tensors.iter().enumerate() {
-        planes.extend(tensor_planes(tensor, i, options.scales)?);
+        planes.extend(tensor_planes(tensor, i)?);
     }
     let mut names = HashSet::with_capacity(planes.len());
     for plane in &planes {
@@ -139,9 +137,9 @@ pub fn layout(tensors: &[Tensor<'_>], options: &Options<'_>) -> Result<Layout> {
 }
 
 /// The tensor's planes, once it is sure that MLX can hold them.
-fn tensor_planes(tensor: &Tensor<'_>, index: usize, scales: &'static Format) -> Result<Vec<Plane>> {
+fn tensor_planes(tensor: &Tensor<'_>, index: usize) -> Result<Vec<Plane>> {
     let &Tensor { name, module, shape, format } = tensor;
-    let refused = |format: &'static Format| Error::NotInContainer {
+    let refused = || Error::NotInContainer {
         tensor: name.to_owned(),
         format: format.name,
         container: if module { "MLX" } else { "MLX, outside of a module that can be quantized," },
@@ -156,14 +154,13 @@ fn tensor_planes(tensor: &Tensor<'_>, index: usize, scales: &'static Format) -> 
     let groups = columns / format.block as u64;
     // Type of the plane's elements and their number in a group.
     let kinds: Vec<(&'static str, u64)> = match *format.planes {
-        [_] => vec![(float_name(format).ok_or_else(|| refused(format))?, 1)],
+        [_] => vec![(float_name(format).ok_or_else(refused)?, 1)],
         [codes, 1] if module => vec![("U32", codes as u64 / 4), ("U8", 1)],
-        [codes, scale, bias] if module => {
-            let dtype = float_name(scales).filter(|_| [scale, bias] == [scales.planes[0]; 2]);
-            let dtype = dtype.ok_or_else(|| refused(scales))?;
+        [codes, _, _] if module => {
+            let dtype = scales_of(format).and_then(float_name).ok_or_else(refused)?;
             vec![("U32", codes as u64 / 4), (dtype, 1), (dtype, 1)]
         }
-        _ => return Err(refused(format)),
+        _ => return Err(refused()),
     };
     let elements =
         shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n > 0).ok_or_else(bad_shape)?;

@@ -11,6 +11,7 @@
 use formats::gguf::Metadata;
 use formats::output::{Class, OutputTensor};
 use formats::{ModelConfig, config::FloatType};
+use kernels::mlx_affine::{scales_of, with_scales};
 use kernels::{Format, float, table};
 
 use crate::error::{Error, Result};
@@ -321,8 +322,8 @@ fn fit(tensor: &OutputTensor, wanted: &'static str) -> Result<(&'static Format, 
     Ok((got, (got != wanted).then_some(fallback)))
 }
 
-/// What a checkpoint's unquantized tensors, scales and biases are stored in: its own type, or BF16 where it states none.
-pub fn full_precision(dtype: Option<FloatType>) -> &'static Format {
+/// What a checkpoint's unquantized tensors are stored in: its own type, or BF16 where it states none.
+fn full_precision(dtype: Option<FloatType>) -> &'static Format {
     match dtype {
         Some(FloatType::F32) => &float::F32,
         Some(FloatType::F16) => &float::F16,
@@ -330,8 +331,14 @@ pub fn full_precision(dtype: Option<FloatType>) -> &'static Format {
     }
 }
 
+/// An affine mode with its scales and biases in the type `full`, unless its name says another (`4bit-g64-f32`): MLX computes
+/// in single precision as soon as two half-precision types meet.
+fn scaled_in(full: &Format, mode: &'static Format) -> &'static Format {
+    if scales_of(mode) == Some(&float::BF16) { with_scales(mode, full) } else { mode }
+}
+
 /// The MLX format of each tensor: `spec` (`4bit-g64`, `mxfp4`, … or a float type) for linears, embeddings and experts, the
-/// model's own type for the rest. Routers stay in it too, unless an override says otherwise.
+/// model's own type for the rest, and for the scales of the affine modes. Routers stay in it too, unless an override says otherwise.
 ///
 /// # Errors
 /// If `spec` is unknown, or an override finds no tensor.
@@ -348,9 +355,9 @@ pub fn mlx_formats(
     for tensor in tensors {
         let wanted = match (tensor.class, overrides.of(tensor)) {
             (Class::RouterBias, _) => &float::F32,
-            (_, Some(chosen)) if tensor.quantizable => chosen,
+            (_, Some(chosen)) if tensor.quantizable => scaled_in(full, chosen),
             (Class::Router, _) => full,
-            _ if tensor.quantizable => format,
+            _ if tensor.quantizable => scaled_in(full, format),
             _ => full,
         };
         let holds = wanted.holds_row(tensor.columns());

@@ -165,7 +165,6 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
         })
         .collect();
     let file = mlx::Options {
-        scales: mix::full_precision(config.dtype),
         shard_size: options.shard_size.unwrap_or(mlx::SHARD_SIZE),
         metadata: &[("halfbyte.recipe", hash.as_str())],
     };

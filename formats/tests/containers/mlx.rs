@@ -11,15 +11,12 @@ use tempfile::TempDir;
 
 use crate::{names, write};
 
-static AFFINE: Format = mode("4bit-g64", 64, &[32, 2, 2]);
-static AFFINE3: Format = mode("3bit-g32", 32, &[12, 2, 2]);
-
-const fn mode(name: &'static str, block: usize, planes: &'static [usize]) -> Format {
-    Format { name, block, planes, encode: None, decode: |_, _, _, _| {} }
+fn mode(name: &str) -> &'static Format {
+    table::mlx(name).unwrap()
 }
 
 fn options() -> Options<'static> {
-    Options { scales: &float::BF16, shard_size: SHARD_SIZE, metadata: &[] }
+    Options { shard_size: SHARD_SIZE, metadata: &[] }
 }
 
 fn module<'a>(name: &'a str, shape: &'a [u64], format: &'static Format) -> Tensor<'a> {
@@ -44,9 +41,9 @@ fn written(layout: &Layout) -> (TempDir, Safetensors) {
 #[test]
 fn planes_have_mlx_names_types_and_shapes() {
     let tensors = [
-        module("a", &[2, 3, 128], &AFFINE),
-        module("b", &[3, 64], &AFFINE3),
-        module("c", &[3, 32], table::mlx("mxfp8").unwrap()),
+        module("a", &[2, 3, 128], mode("4bit-g64")),
+        module("b", &[3, 64], mode("3bit-g32")),
+        module("c", &[3, 32], mode("mxfp8")),
         module("d", &[3, 32], &float::F16),
         plain("e.bias", &[5]),
     ];
@@ -86,7 +83,7 @@ fn planes_have_mlx_names_types_and_shapes() {
 #[test]
 fn strings_of_the_caller_are_in_every_header() {
     let tensors = [plain("a", &[32]), plain("b", &[32])];
-    let options = Options { shard_size: 64, metadata: &[("recipe", "ü\"")], ..options() };
+    let options = Options { shard_size: 64, metadata: &[("recipe", "ü\"")] };
     let layout = layout(&tensors, &options).unwrap();
     for file in &layout.files[..2] {
         let text = String::from_utf8(file.header[8..].to_vec()).unwrap();
@@ -115,7 +112,7 @@ fn shards_and_index_are_those_of_mlx_lm() {
 
 #[test]
 fn a_single_file_has_an_index_too() {
-    let layout = layout(&[module("a", &[2, 64], &AFFINE)], &options()).unwrap();
+    let layout = layout(&[module("a", &[2, 64], mode("4bit-g64"))], &options()).unwrap();
     let files: Vec<_> = layout.files.iter().map(|f| f.name.as_str()).collect();
     assert_eq!(files, ["model.safetensors", INDEX_NAME]);
     let index: Value = serde_json::from_slice(&layout.files[1].header).unwrap();
@@ -125,9 +122,9 @@ fn a_single_file_has_an_index_too() {
 #[test]
 fn the_mode_of_most_weights_is_the_default() {
     let tensors = [
-        module("embed", &[4, 64], table::mlx("mxfp4").unwrap()),
-        module("a.x", &[4, 64], &AFFINE),
-        module("b.x", &[4, 64], &AFFINE),
+        module("embed", &[4, 64], mode("mxfp4")),
+        module("a.x", &[4, 64], mode("4bit-g64")),
+        module("b.x", &[4, 64], mode("4bit-g64")),
         module("c.x", &[4, 64], &float::BF16),
         plain("norm.weight", &[64]),
     ];
@@ -182,21 +179,41 @@ fn a_format_of_another_container_is_refused() {
 
 #[test]
 fn only_modules_are_quantized() {
-    let error = refused(&[Tensor { module: false, ..module("a", &[2, 64], &AFFINE) }], &options());
+    let error = refused(&[Tensor { module: false, ..module("a", &[2, 64], mode("4bit-g64")) }], &options());
     assert!(matches!(error, Error::NotInContainer { .. }));
     names(&error, &["tensor a", "module", "4bit-g64"]);
 }
 
 #[test]
-fn scales_must_be_of_the_size_that_the_mode_stores() {
-    let error = refused(&[module("a", &[2, 64], &AFFINE)], &Options { scales: &float::F32, ..options() });
-    assert!(matches!(error, Error::NotInContainer { .. }));
-    names(&error, &["tensor a", "f32"]);
+fn scales_have_the_type_that_the_format_says() {
+    let shape = [2, 64];
+    let tensors = [
+        module("a", &shape, mode("4bit-g64")),
+        module("b", &shape, mode("4bit-g64-f16")),
+        module("c", &shape, mode("4bit-g64-f32")),
+    ];
+    let (_folder, source) = written(&layout(&tensors, &options()).unwrap());
+    for (name, dtype) in [("a", "bf16"), ("b", "f16"), ("c", "f32")] {
+        for plane in ["scales", "biases"] {
+            let meta = source.meta(source.find(&format!("{name}.{plane}")).unwrap());
+            assert_eq!((meta.dtype.to_string(), meta.shape.as_slice()), (dtype.to_owned(), &[2, 1][..]));
+        }
+    }
+}
+
+#[test]
+fn every_mode_of_the_table_can_be_laid_out() {
+    for format in table::MLX {
+        let shape = [2, 256];
+        let layout = layout(&[module("a", &shape, format)], &options()).unwrap();
+        let (_folder, source) = written(&layout);
+        assert_eq!(source.tensors().len(), format.planes.len(), "{format:?}");
+    }
 }
 
 #[test]
 fn rows_that_a_mode_can_not_hold_are_refused() {
-    let error = refused(&[module("a", &[2, 96], &AFFINE)], &options());
+    let error = refused(&[module("a", &[2, 96], mode("4bit-g64"))], &options());
     assert!(matches!(error, Error::RaggedRow { .. }));
     names(&error, &["tensor a", "96", "4bit-g64", "64"]);
 }
@@ -221,9 +238,9 @@ proptest! {
             _ => vec![*n * *n],
         }).collect();
         let tensors: Vec<_> = names.iter().zip(&shapes).zip(&sizes).map(|((name, shape), (_, kind))| match kind {
-            0 => module(name, shape, &AFFINE),
-            1 => module(name, shape, table::mlx("nvfp4").unwrap()),
-            2 => module(name, shape, &AFFINE3),
+            0 => module(name, shape, mode("4bit-g64")),
+            1 => module(name, shape, mode("nvfp4")),
+            2 => module(name, shape, mode("3bit-g32")),
             _ => plain(name, shape),
         }).collect();
         let layout = layout(&tensors, &Options { shard_size, ..options() }).unwrap();

@@ -4,14 +4,11 @@ use std::path::Path;
 use halfbyte_formats::checkpoint::Checkpoint;
 use halfbyte_formats::summary::{Summary, Tensor, Total, summarize};
 use halfbyte_formats::{Error, gguf, mlx};
-use kernels::{Format, float, table};
+use kernels::{float, table};
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{names, write};
-
-static AFFINE: Format =
-    Format { name: "4bit-g64", block: 64, planes: &[32, 2, 2], encode: None, decode: |_, _, _, _| {} };
 
 fn open(path: &Path) -> Result<Summary, Error> {
     summarize(&Checkpoint::open(path).unwrap())
@@ -23,10 +20,10 @@ fn tensor(name: &str, format: &str, shape: &[u64], bytes: u64, bits_per_weight: 
 
 fn mlx_folder(config: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
-    let options = mlx::Options { scales: &float::BF16, shard_size: 300, metadata: &[("recipe", "abc")] };
+    let options = mlx::Options { shard_size: 300, metadata: &[("recipe", "abc")] };
     let module = |name, shape, format| mlx::Tensor { name, module: true, shape, format };
     let tensors = [
-        module("a", &[2, 2, 128], &AFFINE),
+        module("a", &[2, 2, 128], table::mlx("4bit-g64").unwrap()),
         module("b", &[2, 32], table::mlx("mxfp4").unwrap()),
         module("c", &[2, 32], &float::BF16),
     ];

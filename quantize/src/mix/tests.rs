@@ -310,3 +310,19 @@ fn mlx_leaves_norms_routers_and_odd_rows_in_full() {
     let message = run("9bit", &[]).expect_err("9bit").to_string();
     assert!(message.contains("unknown type `9bit`; known are"), "{message}");
 }
+
+#[test]
+fn affine_scales_are_of_the_models_own_type() {
+    let (_, tensors) = llama(1, 256, 512, 4, 4, 256);
+    let run = |spec: &str, dtype, texts: &[&str]| {
+        let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
+        let chosen = mlx_formats(spec, &tensors, dtype, &Overrides::mlx(&texts).expect("overrides"));
+        let chosen = chosen.expect("choices").formats;
+        [chosen[0].name, chosen[chosen.len() - 1].name]
+    };
+    assert_eq!(run("4bit-g64", Some(FloatType::F16), &["output=8bit-g32"]), ["4bit-g64-f16", "8bit-g32-f16"]);
+    assert_eq!(run("4bit-g64", Some(FloatType::F32), &[]), ["4bit-g64-f32"; 2]);
+    assert_eq!(run("4bit-g64", Some(FloatType::Bf16), &[]), ["4bit-g64"; 2]);
+    assert_eq!(run("4bit-g64", None, &["output=6bit-g64-f32"]), ["4bit-g64", "6bit-g64-f32"]);
+    assert_eq!(run("nvfp4", Some(FloatType::F16), &["output=bf16"]), ["nvfp4", "bf16"]);
+}
