@@ -16,6 +16,8 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// `model_type`: names the family.
     pub model_type: String,
+    /// `_name_or_path`: what whoever saved the checkpoint loaded, a Hub id or a path of theirs.
+    pub name: Option<String>,
     /// Width of the residual stream.
     pub hidden: u64,
     /// Number of blocks.
@@ -239,6 +241,7 @@ impl ModelConfig {
         Ok(ModelConfig {
             path: path.to_owned(),
             model_type: keys.text("model_type")?.ok_or_else(|| keys.missing("model_type"))?.to_owned(),
+            name: keys.text("_name_or_path")?.map(str::to_owned),
             hidden,
             layers: keys.size("num_hidden_layers")? as u32,
             mtp_layers: keys.integer("num_nextn_predict_layers", 0)?.unwrap_or(0) as u32,

@@ -12,6 +12,7 @@
 //! - [`summary`]: what a model on disk holds.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
 //! - [`tokenizer`]: a checkpoint's tokenizer as GGUF metadata.
+//! - [`metadata`]: all metadata of a GGUF file, with what the [`model_card`] says.
 //!
 //! Every size and offset that comes from a file is hostile until checked.
 
@@ -22,7 +23,9 @@ pub mod families;
 pub mod gguf;
 mod index;
 pub mod layout;
+pub mod metadata;
 pub mod mlx;
+pub mod model_card;
 pub mod output;
 pub mod safetensors;
 pub mod scales;

@@ -11,10 +11,10 @@ use formats::{
     families::{self, Target},
     gguf::{self, Gguf, Metadata},
     layout::OutputFile,
+    metadata::{self, Provenance},
     mlx,
     safetensors::Safetensors,
     scales::{DEFAULT_BLOCK, Scales},
-    tokenizer,
 };
 use kernels::Format;
 use sha2::{Digest, Sha256};
@@ -57,8 +57,6 @@ pub struct Options {
 /// Shards of a GGUF are this large unless asked otherwise: below the Hub's recommendation of 48 GB.
 const GGUF_SHARD: u64 = 45_000_000_000;
 const GGUF_ALIGN: u32 = 32;
-/// Of ggml's block types (`GGML_QNT_VERSION`).
-const QUANTIZATION_VERSION: u32 = 2;
 /// What wrote the file: another version may round otherwise.
 const TOOL: &str = concat!("halfbyte ", env!("CARGO_PKG_VERSION"));
 
@@ -113,23 +111,26 @@ fn checkpoint_to_gguf(model: Model, out: &Path, options: &Options) -> Result<Job
     let overrides = Overrides::gguf(&options.overrides)?;
     let choices = mix::choose(mix, &outputs, &ModelFacts::of_config(&config), &overrides)?;
     let recipe = recipe(options, &source, &outputs, &choices);
-    let mut metadata = families::gguf_metadata(&config)?;
-    metadata.extend(tokenizer::gguf_metadata(&folder, &config)?);
+    let hash = recipe.hash();
+    let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
+    let metadata = metadata::of_checkpoint(&folder, &config, &outputs, &provenance)?;
     Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings: Vec::new() }
-        .into_gguf(metadata, mix, out, options)
+        .into_gguf(&metadata, out, options)
 }
 
 fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
     let outputs = families::gguf_tensors(&source);
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
-    let metadata = source.metadata().clone();
-    let choices = mix::choose(mix, &outputs, &ModelFacts::of_metadata(&metadata), &overrides)?;
+    let choices = mix::choose(mix, &outputs, &ModelFacts::of_metadata(source.metadata()), &overrides)?;
     let recipe = recipe(options, &source, &outputs, &choices);
+    let hash = recipe.hash();
+    let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
+    let metadata = metadata::of_gguf(source.metadata(), &provenance);
     let scales = Scales::find(&source, DEFAULT_BLOCK)?;
     let warnings = requantized(&source, &choices.formats).into_iter().collect();
     Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings }
-        .into_gguf(metadata, mix, out, options)
+        .into_gguf(&metadata, out, options)
 }
 
 /// A warning if quantized tensors are to be quantized again. The outputs are the source's own tensors, in its order.
@@ -195,11 +196,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn into_gguf(self, mut metadata: Metadata, mix: &Mix, out: &Path, options: &Options) -> Result<Job> {
-        metadata.set("general.file_type", mix.file_type);
-        metadata.set("general.quantization_version", QUANTIZATION_VERSION);
-        metadata.set("general.quantized_by", TOOL);
-        metadata.set("halfbyte.recipe", self.recipe.hash());
+    fn into_gguf(self, metadata: &Metadata, out: &Path, options: &Options) -> Result<Job> {
         let tensors: Vec<gguf::write::Tensor<'_>> = self
             .outputs
             .iter()
@@ -215,7 +212,7 @@ impl Plan {
             alignment: options.align.unwrap_or(GGUF_ALIGN),
             shard_size: Some(options.shard_size.unwrap_or(GGUF_SHARD)),
         };
-        let layout = gguf::write::layout(&metadata, &tensors, &file)?;
+        let layout = gguf::write::layout(metadata, &tensors, &file)?;
         let dir = out.parent().map(Path::to_owned).unwrap_or_default();
         Ok(self.placed(layout, Destination::Files { path: out, dir }))
     }
