@@ -8,9 +8,12 @@ import xllamacpp
 
 
 class Llama:
-    """llama.cpp's server on a loopback port, one slot, computing on the CPU."""
+    """llama.cpp's server on a loopback port, one slot, computing on the CPU.
 
-    def __init__(self, gguf, context=256):
+    One thread suits the tiny models: more spend their time waiting for each other.
+    """
+
+    def __init__(self, gguf, threads=1, context=256):
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.n_ctx = context
@@ -18,7 +21,7 @@ class Llama:
         params.n_gpu_layers = 0
         params.warmup = False
         params.verbosity = 1  # errors only
-        params.cpuparams.n_threads = 2
+        params.cpuparams.n_threads = threads
         self.server = xllamacpp.Server(params)
 
     def post(self, path, **body):

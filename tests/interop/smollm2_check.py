@@ -32,7 +32,7 @@ def main(halfbyte, source, scratch):
 
     def one(form, ceiling):
         path = quantize(halfbyte, source, "gguf", form, scratch / f"smollm2-{form}.gguf")
-        llama = Llama(path)
+        llama = Llama(path, threads=2)
         if form == "f16":
             expected = words.encode(TEXT).ids
             checks.that(llama.tokenize(TEXT) == expected, f"{form}: llama.cpp's tokenizer gives the {len(expected)} ids that tokenizers gives")
