@@ -2,7 +2,7 @@
 
     memory.py HALFBYTE SCRATCH BIG R1_LAYER
 
-BIG and R1_LAYER are the checkpoints of make_big.py and r1_layer.py. Memory is `Maximum resident set size` of `/usr/bin/time -v`.
+BIG and R1_LAYER are the checkpoints of make_big.py and r1_checkpoint.py. Memory is `Maximum resident set size` of `/usr/bin/time -v`.
 """
 
 import os
