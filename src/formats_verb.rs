@@ -32,7 +32,7 @@ fn as_json() -> Value {
     let mixes: Vec<Value> = MIXES.iter().map(|mix| json!({ "name": mix.name, "base": mix.base })).collect();
     json!({
         "gguf": { "mixes": mixes, "types": formats(kernel_table::GGUF) },
-        "mlx": { "formats": formats(kernel_table::MLX) },
+        "mlx": { "formats": formats(&mlx()) },
     })
 }
 
@@ -50,6 +50,12 @@ fn print() -> Result<()> {
         rows(kernel_table::MLX)
     )?;
     Ok(())
+}
+
+/// MLX's formats as users name them: the variants for scales of another type than BF16 follow from the model.
+fn mlx() -> Vec<&'static Format> {
+    let variant = |format: &Format| ["-f16", "-f32"].iter().any(|end| format.name.ends_with(end));
+    kernel_table::MLX.iter().copied().filter(|format| !variant(format)).collect()
 }
 
 fn rows(formats: &[&'static Format]) -> comfy_table::Table {
