@@ -6,26 +6,35 @@
 //! searched around each group's fit by true error, the steps are refitted to the codes found (least squares in both), and
 //! the neighbours on the lattice are tried again.
 
+use crate::grid::nearest_integer;
 use crate::simd::{LANES, Simd};
 use crate::superblock::{Tile, reciprocal, segment_max, segment_sum, stored, stored_bits};
 
 /// What a type searches.
 pub(crate) struct Plan {
     /// Largest code.
-    pub codes: f32,
+    pub codes: i32,
     /// Largest sub-scale and sub-minimum.
     pub limit: f32,
-    /// Ranges tried per group: how many codes lie beyond its least and its greatest weight.
+    /// Ranges tried per group: how many steps its least weight lies below code 0 and its greatest above the last code.
     pub ranges: &'static [(f32, f32)],
-    /// Sub-scales given in turn to the group with the largest scale.
-    pub tops: &'static [f32],
-    /// Steps on the lattice from a group's fit.
-    pub around: &'static [(f32, f32)],
-    /// Steps on the lattice from its best point, after each refit of `d` and `dmin`.
-    pub again: &'static [(f32, f32)],
-    /// Times that the steps are refitted.
-    pub refits: usize,
 }
+
+/// Steps on the lattice from a group's own fit.
+const AROUND: [(f32, f32); 5] = [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)];
+
+/// Steps on the lattice from its best point, after `d` and `dmin` were refitted.
+const AGAIN: [(f32, f32); 9] = [
+    (0.0, 0.0),
+    (1.0, 0.0),
+    (-1.0, 0.0),
+    (0.0, 1.0),
+    (0.0, -1.0),
+    (1.0, 1.0),
+    (-1.0, -1.0),
+    (1.0, -1.0),
+    (-1.0, 1.0),
+];
 
 /// An encoded tile.
 pub(crate) struct Affine<S: Simd, const N: usize> {
@@ -41,12 +50,6 @@ pub(crate) struct Affine<S: Simd, const N: usize> {
     pub codes: [S::F32; N],
 }
 
-/// Code of each `x` under `scale · q − min`, given `1 / scale` and `min / scale`.
-#[inline(always)]
-fn code<S: Simd>(s: S, x: S::F32, inverse: S::F32, offset: S::F32, most: S::F32) -> S::F32 {
-    s.min(s.max(s.round(s.mul_add(x, inverse, offset)), s.splat(0.0)), most)
-}
-
 /// Sums over a group with given codes.
 struct Sums<S: Simd> {
     /// Σ w q
@@ -57,18 +60,19 @@ struct Sums<S: Simd> {
     qx: S::F32,
 }
 
+/// The sums for the codes nearest to `(x + min) · inverse`, within `0..=most`.
 #[inline(always)]
 fn sums<S: Simd, const N: usize, const WEIGHTED: bool>(
     s: S,
     tile: &Tile<S, N>,
     inverse: S::F32,
-    offset: S::F32,
-    most: S::F32,
+    min: S::F32,
+    most: i32,
 ) -> Sums<S> {
     let zero = s.splat(0.0);
     let mut sums = Sums { q: zero, qq: zero, qx: zero };
     for i in 0..N {
-        let q = code(s, tile.x[i], inverse, offset, most);
+        let q = nearest_integer(s, s.add(tile.x[i], min), inverse, 0, most);
         let wq = if WEIGHTED { s.mul(q, tile.w[i]) } else { q };
         sums.q = s.add(wq, sums.q);
         sums.qq = s.mul_add(wq, q, sums.qq);
@@ -84,22 +88,41 @@ fn error<S: Simd, const N: usize, const WEIGHTED: bool>(
     tile: &Tile<S, N>,
     scale: S::F32,
     min: S::F32,
-    most: S::F32,
+    most: i32,
 ) -> S::F32 {
     let inverse = reciprocal(s, scale);
-    let offset = s.mul(min, inverse);
-    let mut sum = s.splat(0.0);
+    let mut sum = [s.splat(0.0); 4];
     for i in 0..N {
-        let q = code(s, tile.x[i], inverse, offset, most);
-        let e = s.neg_mul_add(q, scale, s.add(tile.x[i], min));
+        let x = s.add(tile.x[i], min);
+        let e = s.neg_mul_add(nearest_integer(s, x, inverse, 0, most), scale, x);
         let weighted = if WEIGHTED { s.mul(e, tile.w[i]) } else { e };
-        sum = s.mul_add(weighted, e, sum);
+        sum[i % 4] = s.mul_add(weighted, e, sum[i % 4]);
     }
-    sum
+    s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]))
+}
+
+/// The best fit so far of each group on its own.
+struct Own<S: Simd> {
+    scale: S::F32,
+    min: S::F32,
+    /// By how much it lowers the error that zeros would have.
+    gain: S::F32,
+}
+
+impl<S: Simd> Own<S> {
+    /// Tries the scale and minimum that fit best to the codes with these sums.
+    #[inline(always)]
+    fn consider(&mut self, s: S, sums: &Sums<S>, w: S::F32, wx: S::F32) {
+        let (scale, min) = fit(s, sums, w, wx);
+        let gain = s.sub(s.mul(scale, sums.qx), s.mul(min, wx));
+        let better = s.lt(self.gain, gain);
+        self.scale = s.select(better, scale, self.scale);
+        self.min = s.select(better, min, self.min);
+        self.gain = s.select(better, gain, self.gain);
+    }
 }
 
 /// A point on the lattice of each lane, and its error.
-#[derive(Clone, Copy)]
 struct Point<S: Simd> {
     scale: S::F32,
     min: S::F32,
@@ -107,6 +130,7 @@ struct Point<S: Simd> {
 }
 
 impl<S: Simd> Point<S> {
+    /// Tries a sub-scale and a sub-minimum, clamped to the lattice.
     #[inline(always)]
     fn consider<const N: usize, const WEIGHTED: bool>(
         &mut self,
@@ -119,10 +143,9 @@ impl<S: Simd> Point<S> {
     ) {
         let zero = s.splat(0.0);
         let limit = s.splat(plan.limit);
-        let scale = s.min(s.max(s.round(scale), zero), limit);
-        let min = s.min(s.max(s.round(min), zero), limit);
-        let most = s.splat(plan.codes);
-        let error = error::<S, N, WEIGHTED>(s, tile, s.mul(steps.0, scale), s.mul(steps.1, min), most);
+        let scale = s.min(s.max(scale, zero), limit);
+        let min = s.min(s.max(min, zero), limit);
+        let error = error::<S, N, WEIGHTED>(s, tile, s.mul(steps.0, scale), s.mul(steps.1, min), plan.codes);
         let better = s.lt(error, self.error);
         self.scale = s.select(better, scale, self.scale);
         self.min = s.select(better, min, self.min);
@@ -138,9 +161,8 @@ pub(crate) fn search<S: Simd, const N: usize, const SPAN: usize, const WEIGHTED:
     tile: &Tile<S, N>,
 ) -> Affine<S, N> {
     let zero = s.splat(0.0);
-    let none = s.splat(f32::MAX);
-    let most = s.splat(plan.codes);
     let (mut low, mut high) = (zero, s.splat(f32::MIN));
+    // Σ w and Σ w x of each group.
     let (mut w, mut wx) = (zero, zero);
     for i in 0..N {
         low = s.min(tile.x[i], low);
@@ -156,84 +178,62 @@ pub(crate) fn search<S: Simd, const N: usize, const SPAN: usize, const WEIGHTED:
         w = s.splat(N as f32);
     }
 
-    // Each group on its own.
     let range = s.sub(high, low);
     let per_range = reciprocal(s, range);
-    let (mut scale, mut min, mut gain) = (zero, zero, zero);
+    let mut own = Own { scale: zero, min: zero, gain: zero };
     for &(below, above) in plan.ranges {
-        let inverse = s.mul(s.splat(plan.codes + below + above), per_range);
-        let offset = s.neg_mul_add(low, inverse, s.splat(-below));
-        let sums = sums::<S, N, WEIGHTED>(s, tile, inverse, offset, most);
-        let (a, b) = fit(s, &sums, w, wx);
-        let this = s.sub(s.mul(a, sums.qx), s.mul(b, wx));
-        let better = s.lt(gain, this);
-        scale = s.select(better, a, scale);
-        min = s.select(better, b, min);
-        gain = s.select(better, this, gain);
+        let beyond = plan.codes as f32 + below + above;
+        let inverse = s.mul(s.splat(beyond), per_range);
+        let least = s.mul_add(range, s.splat(below / beyond), low);
+        let sums = sums::<S, N, WEIGHTED>(s, tile, inverse, s.neg(least), plan.codes);
+        own.consider(s, &sums, w, wx);
     }
 
-    let top_scale = segment_max::<S, SPAN>(s, scale);
-    let top_min = segment_max::<S, SPAN>(s, min);
-    let mut steps = (zero, zero);
-    let mut least = none;
-    let mut best = Point { scale: zero, min: zero, error: none };
-    for &top in plan.tops {
-        let per_top = s.splat(1.0 / top);
-        let d = stored(s, s.mul(top_scale, per_top), tile.unit);
-        let dmin = stored(s, s.mul(top_min, per_top), tile.unit);
-        let at = s.round(s.mul(scale, reciprocal(s, d)));
-        let at_min = s.round(s.mul(min, reciprocal(s, dmin)));
-        let mut point = Point { scale: zero, min: zero, error: none };
-        for &(a, b) in plan.around {
-            let (a, b) = (s.add(at, s.splat(a)), s.add(at_min, s.splat(b)));
-            point.consider::<N, WEIGHTED>(s, plan, tile, (d, dmin), a, b);
-        }
-        keep::<S, SPAN>(s, &mut steps, &mut best, &mut least, (d, dmin), point);
-    }
-    for _ in 0..plan.refits {
-        let (d, dmin) = refit::<S, N, SPAN, WEIGHTED>(s, plan, tile, steps, best, w, wx);
-        let d = stored(s, d, tile.unit);
-        let dmin = stored(s, dmin, tile.unit);
-        let mut point = Point { scale: zero, min: zero, error: none };
-        for &(a, b) in plan.again {
-            let (a, b) = (s.add(best.scale, s.splat(a)), s.add(best.min, s.splat(b)));
-            point.consider::<N, WEIGHTED>(s, plan, tile, (d, dmin), a, b);
-        }
-        keep::<S, SPAN>(s, &mut steps, &mut best, &mut least, (d, dmin), point);
-    }
+    let per_limit = s.splat(1.0 / plan.limit);
+    let d = stored(s, s.mul(segment_max::<S, SPAN>(s, own.scale), per_limit), tile.unit);
+    let dmin = stored(s, s.mul(segment_max::<S, SPAN>(s, own.min), per_limit), tile.unit);
+    let at = (s.mul(own.scale, reciprocal(s, d)), s.mul(own.min, reciprocal(s, dmin)));
+    let best = near::<S, N, WEIGHTED>(s, plan, tile, (d, dmin), at, &AROUND);
 
-    let inverse = reciprocal(s, s.mul(steps.0, best.scale));
-    let offset = s.mul(s.mul(steps.1, best.min), inverse);
-    let mut out =
-        Affine { d: [0; LANES], dmin: [0; LANES], scale: best.scale, min: best.min, codes: [zero; N] };
+    let (d2, dmin2) = refit::<S, N, SPAN, WEIGHTED>(s, plan, tile, (d, dmin), &best, w, wx);
+    let (d2, dmin2) = (stored(s, d2, tile.unit), stored(s, dmin2, tile.unit));
+    let again = near::<S, N, WEIGHTED>(s, plan, tile, (d2, dmin2), (best.scale, best.min), &AGAIN);
+    let better = s.lt(segment_sum::<S, SPAN>(s, again.error), segment_sum::<S, SPAN>(s, best.error));
+    let steps = (s.select(better, d2, d), s.select(better, dmin2, dmin));
+    let (scale, min) = (s.select(better, again.scale, best.scale), s.select(better, again.min, best.min));
+
+    let inverse = reciprocal(s, s.mul(steps.0, scale));
+    let offset = s.mul(steps.1, min);
+    let mut out = Affine { d: [0; LANES], dmin: [0; LANES], scale, min, codes: [zero; N] };
     stored_bits(s, steps.0, tile.unit, &mut out.d);
     stored_bits(s, steps.1, tile.unit, &mut out.dmin);
     for i in 0..N {
-        out.codes[i] = code(s, tile.x[i], inverse, offset, most);
+        out.codes[i] = nearest_integer(s, s.add(tile.x[i], offset), inverse, 0, plan.codes);
     }
     out
 }
 
-/// Keeps steps and points where they give a super-block less error than any before.
+/// The best of the lattice's points around `at`.
 #[inline(always)]
-fn keep<S: Simd, const SPAN: usize>(
+fn near<S: Simd, const N: usize, const WEIGHTED: bool>(
     s: S,
-    steps: &mut (S::F32, S::F32),
-    best: &mut Point<S>,
-    least: &mut S::F32,
-    new_steps: (S::F32, S::F32),
-    new: Point<S>,
-) {
-    let total = segment_sum::<S, SPAN>(s, new.error);
-    let better = s.lt(total, *least);
-    *least = s.select(better, total, *least);
-    steps.0 = s.select(better, new_steps.0, steps.0);
-    steps.1 = s.select(better, new_steps.1, steps.1);
-    best.scale = s.select(better, new.scale, best.scale);
-    best.min = s.select(better, new.min, best.min);
+    plan: &Plan,
+    tile: &Tile<S, N>,
+    steps: (S::F32, S::F32),
+    at: (S::F32, S::F32),
+    offsets: &[(f32, f32)],
+) -> Point<S> {
+    let zero = s.splat(0.0);
+    let (scale, min) = (s.round(at.0), s.round(at.1));
+    let mut point = Point { scale: zero, min: zero, error: s.splat(f32::MAX) };
+    for &(a, b) in offsets {
+        let (a, b) = (s.add(scale, s.splat(a)), s.add(min, s.splat(b)));
+        point.consider::<N, WEIGHTED>(s, plan, tile, steps, a, b);
+    }
+    point
 }
 
-/// The scale and the minimum (not negative) that fit best to a group's codes.
+/// The scale and the minimum (not negative) that fit best to a group's codes, given Σ w and Σ w x.
 #[inline(always)]
 fn fit<S: Simd>(s: S, sums: &Sums<S>, w: S::F32, wx: S::F32) -> (S::F32, S::F32) {
     let zero = s.splat(0.0);
@@ -256,13 +256,12 @@ fn refit<S: Simd, const N: usize, const SPAN: usize, const WEIGHTED: bool>(
     plan: &Plan,
     tile: &Tile<S, N>,
     steps: (S::F32, S::F32),
-    best: Point<S>,
+    best: &Point<S>,
     w: S::F32,
     wx: S::F32,
 ) -> (S::F32, S::F32) {
     let inverse = reciprocal(s, s.mul(steps.0, best.scale));
-    let offset = s.mul(s.mul(steps.1, best.min), inverse);
-    let group = sums::<S, N, WEIGHTED>(s, tile, inverse, offset, s.splat(plan.codes));
+    let group = sums::<S, N, WEIGHTED>(s, tile, inverse, s.mul(steps.1, best.min), plan.codes);
     let sums = Sums::<S> {
         q: segment_sum::<S, SPAN>(s, s.mul(group.q, s.mul(best.scale, best.min))),
         qq: segment_sum::<S, SPAN>(s, s.mul(group.qq, s.mul(best.scale, best.scale))),

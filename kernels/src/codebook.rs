@@ -52,15 +52,15 @@ impl Grid for Iq4 {
     const LEAST: f32 = IQ4[0];
 
     #[inline(always)]
-    fn nearest<S: Simd>(s: S, t: S::F32) -> S::F32 {
-        let (g, t) = Self::bracket(s, t);
+    fn nearest<S: Simd>(s: S, x: S::F32, inverse: S::F32) -> S::F32 {
+        let (g, t) = Self::bracket(s, s.mul(x, inverse));
         let first = s.lt(t, s.lookup(&IQ4_HALFWAY, g));
         s.select(first, s.lookup(&IQ4, g), s.lookup(&IQ4_NEXT, g))
     }
 
     #[inline(always)]
-    fn code<S: Simd>(s: S, t: S::F32) -> S::F32 {
-        let (g, t) = Self::bracket(s, t);
+    fn code<S: Simd>(s: S, x: S::F32, inverse: S::F32) -> S::F32 {
+        let (g, t) = Self::bracket(s, s.mul(x, inverse));
         let first = s.lt(t, s.lookup(&IQ4_HALFWAY, g));
         let g = s.to_f32(g);
         s.select(first, g, s.add(g, s.splat(1.0)))
@@ -97,9 +97,9 @@ mod tests {
             let t = i as f32 / 128.0;
             let distance = |v: f32| (t - v).abs();
             let best = IQ4.iter().map(|&v| distance(v)).fold(f32::MAX, f32::min);
-            let found = Iq4::nearest(Scalar, [t; LANES])[0];
+            let found = Iq4::nearest(Scalar, [t; LANES], [1.0; LANES])[0];
             assert_eq!(distance(found), best, "{t} -> {found}");
-            let code = Iq4::code(Scalar, [t; LANES])[0];
+            let code = Iq4::code(Scalar, [t; LANES], [1.0; LANES])[0];
             assert_eq!(IQ4[code as usize], found, "{t} -> {code}");
         }
     }

@@ -61,11 +61,10 @@ impl Blocks<BYTES> for Type {
         let inverse = reciprocal(s, d);
         let (mut codes, mut error, mut zeros) = (tile.x, zero, zero);
         for (i, code) in codes.iter_mut().enumerate() {
-            let t = s.mul(tile.x[i], inverse);
-            let e = s.neg_mul_add(d, Iq4::nearest(s, t), tile.x[i]);
+            let e = s.neg_mul_add(d, Iq4::nearest(s, tile.x[i], inverse), tile.x[i]);
             error = s.mul_add(e, e, error);
             zeros = s.mul_add(tile.x[i], tile.x[i], zeros);
-            *code = Iq4::code(s, t);
+            *code = Iq4::code(s, tile.x[i], inverse);
         }
         // No value is zero: a block far below the least step is better off with no scale at all.
         let d = s.select(s.lt(error, zeros), d, zero);
@@ -102,7 +101,7 @@ impl<S: Simd> Fit<S> {
         let inverse = reciprocal(s, scale);
         let (mut xv, mut vv) = (s.splat(0.0), s.splat(0.0));
         for i in 0..BLOCK {
-            let v = Iq4::nearest(s, s.mul(tile.x[i], inverse));
+            let v = Iq4::nearest(s, tile.x[i], inverse);
             let wv = if WEIGHTED { s.mul(v, tile.w[i]) } else { v };
             xv = s.mul_add(wv, tile.x[i], xv);
             vv = s.mul_add(wv, v, vv);

@@ -3,9 +3,8 @@
 //!
 //! The error of a group as a function of its scale is rough (every step moves some weight to another value), and the only
 //! scales there are lie on the lattice `d · sc`. So the lattice itself is searched, by the true error of what would be
-//! stored: a few steps `d`, for each of them the sub-scales of each group near the one that maps the group's extreme
-//! weight to the end of the grid; then `d` is refitted by least squares to the codes found, and the sub-scales'
-//! neighbours are tried again.
+//! stored: the sub-scales of each group near the one that maps its extreme weight to the end of the grid. Then `d` is
+//! refitted by least squares to the codes found, and the sub-scales' neighbours are tried again.
 
 use crate::grid::Grid;
 use crate::simd::{LANES, Simd};
@@ -15,13 +14,12 @@ use crate::superblock::{Tile, reciprocal, segment_extreme, segment_sum, stored, 
 pub(crate) struct Plan {
     /// Sub-scales run from `-limit` to `limit - 1`.
     pub limit: i32,
-    /// Sub-scales given in turn to the group with the largest scale; each makes a step `d`.
-    pub tops: &'static [f32],
+    /// Sub-scale of the scale that maps the super-block's most extreme weight to the grid's end. Below `limit`, so that
+    /// larger ones can be tried too.
+    pub top: f32,
     /// Scales tried per group, in units of the one that maps its extreme weight to the grid's end. The other sign tries the
     /// other end.
     pub factors: &'static [f32],
-    /// Times that `d` is refitted.
-    pub refits: usize,
 }
 
 /// An encoded tile.
@@ -42,14 +40,14 @@ fn error<S: Simd, G: Grid, const N: usize, const WEIGHTED: bool>(
     scale: S::F32,
 ) -> S::F32 {
     let inverse = reciprocal(s, scale);
-    let mut sum = s.splat(0.0);
+    let mut sum = [s.splat(0.0); 4];
     for i in 0..N {
-        let v = G::nearest(s, s.mul(tile.x[i], inverse));
+        let v = G::nearest(s, tile.x[i], inverse);
         let e = s.neg_mul_add(v, scale, tile.x[i]);
         let weighted = if WEIGHTED { s.mul(e, tile.w[i]) } else { e };
-        sum = s.mul_add(weighted, e, sum);
+        sum[i % 4] = s.mul_add(weighted, e, sum[i % 4]);
     }
-    sum
+    s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]))
 }
 
 /// The best sub-scale seen so far for a step.
@@ -98,44 +96,31 @@ pub(crate) fn search<S: Simd, G: Grid, const N: usize, const SPAN: usize, const 
     let full = s.mul(extreme, s.splat(1.0 / G::LEAST));
     let top = segment_extreme::<S, SPAN>(s, full);
 
-    let mut d = zero;
-    let mut sub_scale = zero;
-    let mut least = none;
-    for &goal in plan.tops {
-        let step = stored(s, s.mul(top, s.splat(-1.0 / goal)), tile.unit);
-        let centre = s.mul(full, reciprocal(s, step));
-        let mut best = Best { sub_scale: zero, error: none };
-        for &factor in plan.factors {
-            let wanted = s.mul(centre, s.splat(factor));
-            best.consider::<G, N, WEIGHTED>(s, tile, step, wanted, plan.limit);
-        }
-        let found = best.sub_scale;
-        best.consider::<G, N, WEIGHTED>(s, tile, step, s.add(found, one), plan.limit);
-        best.consider::<G, N, WEIGHTED>(s, tile, step, s.sub(found, one), plan.limit);
-        let total = segment_sum::<S, SPAN>(s, best.error);
-        let better = s.lt(total, least);
-        d = s.select(better, step, d);
-        sub_scale = s.select(better, best.sub_scale, sub_scale);
-        least = s.select(better, total, least);
+    let d = stored(s, s.mul(top, s.splat(-1.0 / plan.top)), tile.unit);
+    let centre = s.mul(full, reciprocal(s, d));
+    let mut best = Best { sub_scale: zero, error: none };
+    for &factor in plan.factors {
+        let wanted = s.mul(centre, s.splat(factor));
+        best.consider::<G, N, WEIGHTED>(s, tile, d, wanted, plan.limit);
     }
-    for _ in 0..plan.refits {
-        let step = stored(s, refit::<S, G, N, SPAN, WEIGHTED>(s, tile, d, sub_scale), tile.unit);
-        let mut best = Best { sub_scale: zero, error: none };
-        best.consider::<G, N, WEIGHTED>(s, tile, step, sub_scale, plan.limit);
-        best.consider::<G, N, WEIGHTED>(s, tile, step, s.add(sub_scale, one), plan.limit);
-        best.consider::<G, N, WEIGHTED>(s, tile, step, s.sub(sub_scale, one), plan.limit);
-        let total = segment_sum::<S, SPAN>(s, best.error);
-        let better = s.lt(total, least);
-        d = s.select(better, step, d);
-        sub_scale = s.select(better, best.sub_scale, sub_scale);
-        least = s.select(better, total, least);
-    }
+    let found = best.sub_scale;
+    best.consider::<G, N, WEIGHTED>(s, tile, d, s.add(found, one), plan.limit);
+    best.consider::<G, N, WEIGHTED>(s, tile, d, s.sub(found, one), plan.limit);
+
+    let refitted = stored(s, refit::<S, G, N, SPAN, WEIGHTED>(s, tile, d, best.sub_scale), tile.unit);
+    let mut again = Best { sub_scale: zero, error: none };
+    again.consider::<G, N, WEIGHTED>(s, tile, refitted, best.sub_scale, plan.limit);
+    again.consider::<G, N, WEIGHTED>(s, tile, refitted, s.add(best.sub_scale, one), plan.limit);
+    again.consider::<G, N, WEIGHTED>(s, tile, refitted, s.sub(best.sub_scale, one), plan.limit);
+    let better = s.lt(segment_sum::<S, SPAN>(s, again.error), segment_sum::<S, SPAN>(s, best.error));
+    let d = s.select(better, refitted, d);
+    let sub_scale = s.select(better, again.sub_scale, best.sub_scale);
 
     let inverse = reciprocal(s, s.mul(d, sub_scale));
     let mut out = Signed { d: [0; LANES], sub_scale, codes: [zero; N] };
     stored_bits(s, d, tile.unit, &mut out.d);
     for i in 0..N {
-        out.codes[i] = G::code(s, s.mul(tile.x[i], inverse));
+        out.codes[i] = G::code(s, tile.x[i], inverse);
     }
     out
 }
@@ -151,7 +136,7 @@ fn refit<S: Simd, G: Grid, const N: usize, const SPAN: usize, const WEIGHTED: bo
     let inverse = reciprocal(s, s.mul(d, sub_scale));
     let (mut xv, mut vv) = (s.splat(0.0), s.splat(0.0));
     for i in 0..N {
-        let v = G::nearest(s, s.mul(tile.x[i], inverse));
+        let v = G::nearest(s, tile.x[i], inverse);
         let wv = if WEIGHTED { s.mul(v, tile.w[i]) } else { v };
         xv = s.mul_add(wv, tile.x[i], xv);
         vv = s.mul_add(wv, v, vv);

@@ -195,22 +195,26 @@ pub(crate) fn segment_extreme<S: Simd, const SPAN: usize>(s: S, v: S::F32) -> S:
     segments::<S, SPAN>(s, v, |a, b| if a.abs() > b.abs() { a } else { b })
 }
 
-/// In each lane the sum over its super-block, in the order of the lanes.
+/// In each lane the sum over its super-block.
 #[inline(always)]
 pub(crate) fn segment_sum<S: Simd, const SPAN: usize>(s: S, v: S::F32) -> S::F32 {
     segments::<S, SPAN>(s, v, |a, b| a + b)
 }
 
+/// Folds each super-block's lanes, halves onto each other.
 #[inline(always)]
 fn segments<S: Simd, const SPAN: usize>(s: S, v: S::F32, f: impl Fn(f32, f32) -> f32) -> S::F32 {
     let mut lanes = [0.0; LANES];
     s.store(v, &mut lanes);
-    for segment in lanes.chunks_exact_mut(SPAN) {
-        let mut all = segment[0];
-        for &x in &segment[1..] {
-            all = f(all, x);
+    for segment in lanes.as_chunks_mut::<SPAN>().0 {
+        let mut half = SPAN / 2;
+        while half > 0 {
+            for i in 0..half {
+                segment[i] = f(segment[i], segment[i + half]);
+            }
+            half /= 2;
         }
-        segment.fill(all);
+        *segment = [segment[0]; SPAN];
     }
     s.load(&lanes)
 }
