@@ -1,73 +1,26 @@
-//! The K-quants and IQ4 types against ggml: decoded values bit for bit, encoding errors no larger.
+//! The encoders of the K-quants and IQ4 types: errors no larger than ggml's, and sense at the edges.
 //!
-//! The figures were made with the PyPI packages `gguf` (`gguf.quants.dequantize`) and `xllamacpp`
-//! (`ggml_quantize_chunk` of its library, with and without importance) on the inputs of [`blocks`], [`weights`] and
-//! [`importance`].
+//! ggml's figures were made with `ggml_quantize_chunk` of the library in the PyPI package `xllamacpp`, with and without
+//! importance, on [`weights`], and decoded by the PyPI package `gguf`.
 
 use halfbyte_kernels::{Format, Isa, table};
 
 struct Type {
     name: &'static str,
-    /// Offsets of the `f16` values in a block.
-    halves: &'static [usize],
-    /// FNV-1a of the little-endian `f32`s that gguf decodes from [`blocks`].
-    decoded: u64,
     /// ggml's RMS error on [`weights`].
     plain: f64,
-    /// ggml's RMS error weighted by [`importance`], which it was given.
+    /// ggml's RMS error weighted by the importance that comes with them, which it was given.
     weighted: f64,
 }
 
 const TYPES: &[Type] = &[
-    Type {
-        name: "q2_k",
-        halves: &[80, 82],
-        decoded: 0x6fa25cef94b52fe3,
-        plain: 1.046177e-2,
-        weighted: 9.019761e-3,
-    },
-    Type {
-        name: "q3_k",
-        halves: &[108],
-        decoded: 0xbf085fce5fe84702,
-        plain: 5.258932e-3,
-        weighted: 4.889319e-3,
-    },
-    Type {
-        name: "q4_k",
-        halves: &[0, 2],
-        decoded: 0xb57908c8813e0791,
-        plain: 2.516932e-3,
-        weighted: 2.430028e-3,
-    },
-    Type {
-        name: "q5_k",
-        halves: &[0, 2],
-        decoded: 0x7f9d84ea023a2769,
-        plain: 1.261925e-3,
-        weighted: 1.205347e-3,
-    },
-    Type {
-        name: "q6_k",
-        halves: &[208],
-        decoded: 0x52ed3c5ad57e0470,
-        plain: 6.134792e-4,
-        weighted: 5.861770e-4,
-    },
-    Type {
-        name: "iq4_nl",
-        halves: &[0],
-        decoded: 0x81bd4b233fd2e9d6,
-        plain: 2.684650e-3,
-        weighted: 2.574192e-3,
-    },
-    Type {
-        name: "iq4_xs",
-        halves: &[0],
-        decoded: 0x87fa9e56c0861599,
-        plain: 2.704181e-3,
-        weighted: 2.593039e-3,
-    },
+    Type { name: "q2_k", plain: 1.046177e-2, weighted: 9.019761e-3 },
+    Type { name: "q3_k", plain: 5.258932e-3, weighted: 4.889319e-3 },
+    Type { name: "q4_k", plain: 2.516932e-3, weighted: 2.430028e-3 },
+    Type { name: "q5_k", plain: 1.261925e-3, weighted: 1.205347e-3 },
+    Type { name: "q6_k", plain: 6.134792e-4, weighted: 5.861770e-4 },
+    Type { name: "iq4_nl", plain: 2.684650e-3, weighted: 2.574192e-3 },
+    Type { name: "iq4_xs", plain: 2.704181e-3, weighted: 2.593039e-3 },
 ];
 
 const ROWS: usize = 8;
@@ -84,18 +37,6 @@ impl Random {
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D049BB133111EB);
         z ^ (z >> 31)
     }
-}
-
-/// 64 blocks of random bytes with finite `f16` values.
-fn blocks(ty: &Type, format: &Format) -> Vec<u8> {
-    let mut random = Random(2);
-    let mut bytes: Vec<u8> = (0..64 * format.planes[0]).map(|_| random.next() as u8).collect();
-    for block in bytes.chunks_mut(format.planes[0]) {
-        for &at in ty.halves {
-            block[at + 1] &= 0xbf;
-        }
-    }
-    bytes
 }
 
 /// Weights with a bell-shaped distribution within ±0.125, and an importance per column within 1..=256.
@@ -155,20 +96,6 @@ fn edges() -> Vec<(&'static str, Vec<f32>)> {
 }
 
 #[test]
-fn decodes_as_gguf_does() {
-    for (ty, format) in rows() {
-        for isa in Isa::available() {
-            let decoded = decode(format, isa, &blocks(ty, format));
-            let mut hash = 0xcbf29ce484222325u64;
-            for byte in decoded.iter().flat_map(|x| x.to_le_bytes()) {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3);
-            }
-            assert_eq!(hash, ty.decoded, "{} on {}", ty.name, isa.name());
-        }
-    }
-}
-
-#[test]
 fn errs_less_than_ggml() {
     let (weights, importance) = weights();
     for (ty, format) in rows() {
@@ -184,35 +111,6 @@ fn errs_less_than_ggml() {
             let rms = (sum / all).sqrt();
             assert!(rms < peer, "{} importance {}: {rms:e} > {peer:e}", ty.name, given.is_some());
         }
-    }
-}
-
-#[test]
-fn every_instruction_set_gives_the_same_bytes() {
-    let (weights, importance) = weights();
-    let zeros = vec![0.0; COLUMNS];
-    for (ty, format) in rows() {
-        for given in [None, Some(&importance[..]), Some(&zeros[..])] {
-            let all = Isa::available().into_iter().map(|isa| encode(format, isa, &weights, given));
-            assert!(all.collect::<Vec<_>>().windows(2).all(|w| w[0] == w[1]), "{}", ty.name);
-        }
-        for (what, src) in edges() {
-            let all = Isa::available().into_iter().map(|isa| encode(format, isa, &src, None));
-            assert!(all.collect::<Vec<_>>().windows(2).all(|w| w[0] == w[1]), "{} of {what}", ty.name);
-        }
-    }
-}
-
-#[test]
-fn rows_can_be_encoded_apart() {
-    let (weights, importance) = weights();
-    for (ty, format) in rows() {
-        let whole = encode(format, Isa::detect(), &weights, Some(&importance));
-        let apart: Vec<u8> = weights
-            .chunks(COLUMNS)
-            .flat_map(|row| encode(format, Isa::detect(), row, Some(&importance)))
-            .collect();
-        assert!(whole == apart, "{}", ty.name);
     }
 }
 
