@@ -21,7 +21,8 @@ struct Case {
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.format.name, self.isa.name())
+        let container = if table::GGUF.contains(&self.format) { "" } else { "mlx/" };
+        write!(f, "{container}{} {}", self.format.name, self.isa.name())
     }
 }
 

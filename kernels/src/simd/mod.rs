@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,8 @@ use std::sync::OnceLock;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use scalar::Scalar;
 
 /// Lanes of a vector.
@@ -149,6 +153,9 @@ pub enum Isa {
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// AArch64.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 impl Isa {
@@ -174,6 +181,8 @@ impl Isa {
             all.extend(Avx2::new().map(Isa::Avx2));
             all.extend(Avx512::new().map(Isa::Avx512));
         }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(Neon::new().map(Isa::Neon));
         all
     }
 
@@ -185,6 +194,8 @@ impl Isa {
             Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
         }
     }
 
@@ -196,6 +207,8 @@ impl Isa {
             Isa::Avx2(s) => s.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(s) => s.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(s) => s.run(kernel),
         }
     }
 }
