@@ -213,11 +213,11 @@ pub enum Error {
     },
 
     /// A file that starts like no known container.
-    #[error("{path} starts with {magic:?}: it is neither safetensors nor GGUF")]
+    #[error("{path} starts with `{magic}`: it is neither safetensors nor GGUF")]
     UnknownMagic {
         /// The file.
         path: PathBuf,
-        /// Its first bytes.
+        /// Its first bytes, escaped.
         magic: String,
     },
 

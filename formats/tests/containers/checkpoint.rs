@@ -92,7 +92,7 @@ fn a_folder_of_ggufs_is_no_checkpoint_but_its_files_are() {
 
 #[test]
 fn a_file_of_another_kind_shows_its_first_bytes() {
-    for (bytes, shown) in [(&b"#!/bin/sh"[..], "#!/bin/sh"), (b"", "")] {
+    for (bytes, shown) in [(&b"#!/bin/sh"[..], "`#!/bin/sh`"), (b"{\n\"a\"", r#"`{\n\"a\"`"#), (b"", "``")] {
         let folder = folder(&[("model", bytes.to_vec())]);
         let error = refused(&folder.path().join("model"));
         assert!(matches!(error, Error::UnknownMagic { .. }));
