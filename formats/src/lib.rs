@@ -26,6 +26,7 @@ pub mod layout;
 pub mod metadata;
 pub mod mlx;
 pub mod model_card;
+mod older_keys;
 pub mod output;
 pub mod safetensors;
 pub mod scales;

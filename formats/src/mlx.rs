@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::layout::{Layout, OutputFile, Placement};
+use crate::older_keys::add_older_keys;
 use crate::safetensors::INDEX_NAME;
 
 /// The most bytes of tensors that mlx-lm puts into a shard: 5 GiB.
@@ -213,7 +214,7 @@ fn header(planes: &[Plane], metadata: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// The `config.json` of the folder: the source's, with what mlx-lm needs to know about the quantized modules in the place of
-/// what the source said about its own quantization. `path` is for messages.
+/// what the source said about its own quantization, and the keys that only older checkpoints have. `path` is for messages.
 ///
 /// The mode of most weights becomes the default; every other module that could have it is stated with its own, or with
 /// `false` if it is not quantized. Transformers and the Hub look for `quantization_config`, mlx-lm for `quantization`: both
@@ -229,6 +230,7 @@ pub fn config(path: &Path, source: &str, tensors: &[Tensor<'_>]) -> Result<Strin
     if let Some(Value::Object(text)) = config.get_mut("text_config") {
         text.remove("quantization_config");
     }
+    add_older_keys(&mut config);
     if let Some(default) = main_mode(tensors) {
         let mut quantization = parameters(default).unwrap_or_default();
         for tensor in tensors.iter().filter(|t| t.module && t.format != default) {

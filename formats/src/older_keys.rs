@@ -1,0 +1,61 @@
+//! Keys of `config.json` that transformers 5 no longer writes but mlx-lm's models read. Without them these compute with
+//! defaults of their own, silently.
+
+use serde_json::{Map, Value};
+
+/// Adds `rope_theta` and `rope_scaling` beside `rope_parameters`, `torch_dtype` beside `dtype`, `num_experts` beside
+/// `num_local_experts`. What is there stays.
+pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
+    if let Some(Value::Object(inner)) = config.get_mut("text_config") {
+        add_older_keys(inner);
+    }
+    let mut older = vec![
+        ("torch_dtype", config.get("dtype").cloned()),
+        ("num_experts", config.get("num_local_experts").cloned()),
+    ];
+    if let Some(Value::Object(rope)) = config.get("rope_parameters") {
+        older.push(("rope_theta", rope.get("rope_theta").cloned()));
+        if rope.get("rope_type").is_some_and(|kind| kind != "default") {
+            let scaling = rope.iter().filter(|(key, _)| *key != "rope_theta");
+            let scaling: Map<_, _> = scaling.map(|(key, value)| (key.clone(), value.clone())).collect();
+            older.push(("rope_scaling", Some(scaling.into())));
+        }
+    }
+    for (key, value) in older {
+        if let (Some(value), None | Some(Value::Null)) = (value, config.get(key)) {
+            config.insert(key.to_owned(), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn completed(config: Value) -> Value {
+        let Value::Object(mut config) = config else { panic!("no object") };
+        add_older_keys(&mut config);
+        config.into()
+    }
+
+    #[test]
+    fn newer_configurations_are_completed() {
+        let new = json!({"dtype": "bfloat16", "num_local_experts": 8, "rope_scaling": null,
+            "rope_parameters": {"rope_theta": 5e5, "rope_type": "yarn", "factor": 4.0}});
+        let config = completed(new.clone());
+        assert_eq!(config["rope_theta"], 5e5);
+        assert_eq!(config["rope_scaling"], json!({"rope_type": "yarn", "factor": 4.0}));
+        assert_eq!((&config["torch_dtype"], &config["num_experts"]), (&json!("bfloat16"), &json!(8)));
+        assert_eq!(completed(json!({"text_config": new}))["text_config"], config);
+        let plain = completed(json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}));
+        assert_eq!((plain.get("rope_theta"), plain.get("rope_scaling")), (Some(&json!(1e4)), None));
+    }
+
+    #[test]
+    fn what_is_there_stays() {
+        let old = json!({"rope_theta": 7.0, "torch_dtype": "float16", "dtype": "bfloat16", "hidden_size": 4});
+        assert_eq!(completed(old.clone()), old);
+    }
+}
