@@ -2,7 +2,8 @@
 //!
 //! Rounding to a grid of unknown step has no closed solution, but given the codes the best scale is a division. So a few
 //! placements of the largest weight on the grid are tried, the scale of the best codes is refitted, and what is stored
-//! (a half float) is compared with what the peers would store: never worse, nearly always better.
+//! (a half float) is compared with what the peers would store: never worse, nearly always better. (Where the least and the
+//! greatest weight tie, peers go by the order of the weights; here the greatest decides.)
 
 use crate::scales::{divisor, storable};
 use crate::simd::{LANES, Simd};
