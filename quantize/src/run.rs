@@ -21,6 +21,7 @@ use crate::{
 
 const JOURNAL: &str = "journal.jsonl";
 const RECIPE: &str = "recipe.toml";
+const PRIVATE: &[&str] = &[JOURNAL, RECIPE];
 
 /// How a job is run: nothing here changes the bytes that come out.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +62,10 @@ pub fn run(job: &Job, options: RunOptions, progress: &dyn Progress, cancel: &Ato
     // An interrupted move leaves some files in place: the journal knows of them.
     let moving = partial.join(JOURNAL).exists();
     match store::present(destination, &job.layout)? {
-        Present::Same if !moving => return Ok(Outcome::AlreadyThere),
+        Present::Same if !moving => {
+            store::tidy(destination, PRIVATE)?;
+            return Ok(Outcome::AlreadyThere);
+        }
         Present::Other if !moving && !options.overwrite => {
             return Err(Error::OutputExists { path: destination.path().to_owned() });
         }
@@ -76,7 +80,7 @@ pub fn run(job: &Job, options: RunOptions, progress: &dyn Progress, cancel: &Ato
         fs::write(&recipe, job.recipe.to_toml()).map_err(Error::io(&recipe))?;
         journal.begin(&Head { recipe: job.recipe.hash(), source: stamps })?;
     }
-    let finish = || store::finish(destination, &job.layout, &[JOURNAL, RECIPE]);
+    let finish = || store::finish(destination, &job.layout, PRIVATE);
     if past.whole {
         finish()?;
         let resumed = past.entries.len();

@@ -204,18 +204,6 @@ impl Store {
 pub fn finish(destination: &Destination, layout: &Layout, private: &[&str]) -> Result<()> {
     let partial = destination.partial();
     let sync_dir = |path: &Path| File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io(path));
-    let remove = |dir: &Path| -> Result<()> {
-        for name in private {
-            let path = dir.join(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io(&path)(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    };
     let parent = match destination.path().parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -224,25 +212,44 @@ pub fn finish(destination: &Destination, layout: &Layout, private: &[&str]) -> R
         Destination::Files { dir, .. } => {
             move_files(&partial, dir, layout)?;
             sync_dir(if dir.as_os_str().is_empty() { &parent } else { dir })?;
-            remove(&partial)?;
-            fs::remove_dir(&partial).map_err(Error::io(&partial))?;
+        }
+        Destination::Folder(path) if is_empty_or_missing(path) => {
+            // One atomic rename; the journal goes along.
+            fs::rename(&partial, path).map_err(Error::io(&partial))?;
+            sync_dir(&parent)?;
         }
         Destination::Folder(path) => {
-            if is_empty_or_missing(path) {
-                // One atomic rename; the journal goes along and is removed from the final folder.
-                fs::rename(&partial, path).map_err(Error::io(&partial))?;
-                sync_dir(&parent)?;
-                remove(path)?;
-            } else {
-                remove_stale_shards(path, layout)?;
-                move_files(&partial, path, layout)?;
-                sync_dir(path)?;
-                remove(&partial)?;
-                fs::remove_dir(&partial).map_err(Error::io(&partial))?;
-            }
+            remove_stale_shards(path, layout)?;
+            move_files(&partial, path, layout)?;
+            sync_dir(path)?;
         }
     }
+    tidy(destination, private)?;
     sync_dir(&parent)
+}
+
+/// Removes what a job keeps for itself once its output is in place: the `private` files, and the emptied `partial` folder. A run
+/// that was killed just then leaves some of it.
+///
+/// # Errors
+/// If the system refuses.
+pub fn tidy(destination: &Destination, private: &[&str]) -> Result<()> {
+    let partial = destination.partial();
+    let unless_gone = |path: &Path, result: std::io::Result<()>| match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    };
+    let folder = match destination {
+        Destination::Folder(path) => Some(path.as_path()),
+        Destination::Files { .. } => None,
+    };
+    for dir in folder.into_iter().chain([partial.as_path()]) {
+        for name in private {
+            let path = dir.join(name);
+            unless_gone(&path, fs::remove_file(&path))?;
+        }
+    }
+    unless_gone(&partial, fs::remove_dir(&partial))
 }
 
 fn is_empty_or_missing(folder: &Path) -> bool {
@@ -313,6 +320,22 @@ mod tests {
             other.files[0].header = b"HEAD".to_vec();
             assert_eq!(present(&destination, &other).expect("present"), Present::Other);
         }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_of_a_finished_output_goes() {
+        let dir = tempfile::tempdir().expect("dir");
+        let folder = Destination::Folder(dir.path().join("folder"));
+        fs::create_dir(folder.path()).expect("folder");
+        fs::write(folder.path().join("journal"), "").expect("journal");
+        let files = Destination::Files { path: dir.path().join("a"), dir: dir.path().to_owned() };
+        fs::create_dir(files.partial()).expect("partial");
+        fs::write(files.partial().join("recipe"), "").expect("recipe");
+        for destination in [&folder, &files] {
+            tidy(destination, &["journal", "recipe"]).expect("tidy");
+            tidy(destination, &["journal", "recipe"]).expect("nothing left to do");
+        }
+        assert!(is_empty_or_missing(folder.path()) && !files.partial().exists());
     }
 
     #[test]
