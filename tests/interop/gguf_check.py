@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 # Format -> the largest mean divergence (nats) from the F32 file's distributions: three to ten times what llama-quantize's own
 # files show. A wrong layout, scale or order of weights gives more than 1.
 FORMATS = {
-    "f32": 1e-9, "f16": 1e-5, "bf16": 1e-5, "q8_0": 0.002, "q6_k": 0.004,
+    "f32": 1e-9, "f16": 1e-5, "bf16": 1e-5, "q8_0": 0.001, "q6_k": 0.004,
     "q5_k_m": 0.01, "q5_k_s": 0.01, "q5_0": 0.01, "q5_1": 0.01,
     "q4_k_m": 0.03, "q4_k_s": 0.03, "q4_0": 0.05, "q4_1": 0.05, "iq4_nl": 0.03, "iq4_xs": 0.03, "mxfp4": 0.1, "nvfp4": 0.05,
     "q3_k_l": 0.1, "q3_k_m": 0.1, "q3_k_s": 0.2, "q2_k": 0.5,
