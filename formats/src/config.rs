@@ -5,9 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
-
 use crate::error::{Error, Result};
+use crate::keys::Keys;
 
 /// A model's hyper-parameters. Sizes are between 1 and 2³² − 1, so that the product of two fits `u64`.
 #[derive(Clone, Debug)]
@@ -52,6 +51,8 @@ pub struct ModelConfig {
     pub dtype: Option<FloatType>,
     /// How the checkpoint itself is quantized.
     pub quantization: Option<SourceQuantization>,
+    /// All keys, for what only one family has.
+    pub keys: Keys,
 }
 
 /// A type of full-precision weights.
@@ -211,12 +212,12 @@ impl ModelConfig {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn parse(path: &Path, text: &str) -> Result<ModelConfig> {
-        let root: Map<String, Value> = serde_json::from_str(text).map_err(|e| Error::Config {
+        let root = serde_json::from_str(text).map_err(|e| Error::Config {
             path: path.to_owned(),
             key: "config".into(),
             problem: e.to_string(),
         })?;
-        let keys = Keys { path, inner: root.get("text_config").and_then(Value::as_object), root: &root };
+        let keys = Keys::new(path, root);
 
         let hidden = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
@@ -259,6 +260,7 @@ impl ModelConfig {
             mla: keys.mla()?,
             dtype: keys.dtype()?,
             quantization: keys.quantization()?,
+            keys,
         })
     }
 
@@ -268,70 +270,7 @@ impl ModelConfig {
     }
 }
 
-/// Typed access to the keys, with errors that name them. `null` counts as absent.
-struct Keys<'a> {
-    path: &'a Path,
-    inner: Option<&'a Map<String, Value>>,
-    root: &'a Map<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    fn error(&self, key: &str, problem: impl Into<String>) -> Error {
-        Error::Config { path: self.path.to_owned(), key: key.to_owned(), problem: problem.into() }
-    }
-
-    fn missing(&self, key: &str) -> Error {
-        self.error(key, "is missing")
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        let inner = self.inner.and_then(|map| map.get(key));
-        inner.or_else(|| self.root.get(key)).filter(|value| !value.is_null())
-    }
-
-    /// An integer from `low` to 2³² − 1.
-    fn integer(&self, key: &str, low: u64) -> Result<Option<u64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(n) if (low..=u32::MAX.into()).contains(&n) => Ok(Some(n)),
-            _ => Err(self.error(key, format!("is {value}, not an integer from {low} to {}", u32::MAX))),
-        }
-    }
-
-    fn optional_size(&self, key: &str) -> Result<Option<u64>> {
-        self.integer(key, 1)
-    }
-
-    fn size(&self, key: &str) -> Result<u64> {
-        self.optional_size(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    /// The first of several names that is there.
-    fn first_size(&self, keys: &[&str]) -> Result<Option<u64>> {
-        keys.iter().find_map(|key| self.optional_size(key).transpose()).transpose()
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_f64().map(Some).ok_or_else(|| self.error(key, format!("is {value}, not a number")))
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.error(key, format!("is {value}, not true or false")))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| self.error(key, format!("is {value}, not a string")))
-    }
-
-    fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let root = value.as_object().ok_or_else(|| self.error(key, format!("is {value}, not an object")))?;
-        Ok(Some(Keys { path: self.path, inner: None, root }))
-    }
-
+impl Keys {
     fn rope(&self) -> Result<Rope> {
         let parameters = match self.object("rope_parameters")? {
             Some(parameters) => Some(parameters),
@@ -399,12 +338,7 @@ impl<'a> Keys<'a> {
             Some(step) => Every::FromOne(step as u32),
             None => Every::FromZero(self.optional_size("moe_layer_freq")?.unwrap_or(1) as u32),
         };
-        let dense = match self.get("mlp_only_layers") {
-            None => Vec::new(),
-            Some(value) => serde_json::from_value(value.clone()).map_err(|_| {
-                self.error("mlp_only_layers", format!("is {value}, not a list of layer numbers"))
-            })?,
-        };
+        let dense = self.integers("mlp_only_layers")?.unwrap_or_default();
         Ok(Some(Moe {
             experts,
             per_token: self
