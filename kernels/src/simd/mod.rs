@@ -42,6 +42,9 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen booleans.
     type Mask: Copy;
 
+    /// Tokens of a tile of the matrix product: as many as the registers hold sums of, 32 for each. 3 or 12.
+    const TILE_TOKENS: usize;
+
     fn splat(self, x: f32) -> Self::F32;
     fn load(self, p: &[f32; LANES]) -> Self::F32;
     fn store(self, v: Self::F32, p: &mut [f32; LANES]);

@@ -55,6 +55,7 @@ unsafe impl Simd for Neon {
     type F32 = F32;
     type I32 = I32;
     type Mask = Mask;
+    const TILE_TOKENS: usize = 3;
 
     quarters! {
         fn add(a: F32, b: F32) -> F32 { vaddq_f32(a, b) }

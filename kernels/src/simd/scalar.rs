@@ -23,6 +23,7 @@ unsafe impl Simd for Scalar {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Mask = [bool; LANES];
+    const TILE_TOKENS: usize = 3;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {
