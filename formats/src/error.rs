@@ -212,6 +212,19 @@ pub enum Error {
         size: u64,
     },
 
+    /// A tensor whose elements are no weights, or whose rows are not whole blocks.
+    #[error(
+        "tensor {tensor} is no matrix of weights that can be read row by row: {dtype} of shape {shape:?}"
+    )]
+    NotWeights {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: String,
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+
     /// A file that starts like no known container.
     #[error("{path} starts with `{magic}`: it is neither safetensors nor GGUF")]
     UnknownMagic {

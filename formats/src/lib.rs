@@ -5,6 +5,7 @@
 //! - [`tensor`]: a source's index and how to read a byte range of one tensor.
 //! - [`output`]: the tensors of a converted model, each assembled from parts of source tensors.
 //! - [`safetensors`]: Hugging Face's container, a file or a folder of shards.
+//! - [`rows`]: rows of source tensors, widened to f32.
 //! - [`scales`]: the block scales of FP8 weights.
 //! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
@@ -29,6 +30,7 @@ pub mod mlx;
 pub mod model_card;
 mod older_keys;
 pub mod output;
+pub mod rows;
 pub mod safetensors;
 pub mod scales;
 pub mod summary;

@@ -118,6 +118,22 @@ pub struct Part {
     pub map: Map,
 }
 
+impl Part {
+    /// Rows and columns of what the part becomes.
+    pub fn output_shape(&self) -> (u64, u64) {
+        let rows = self.rows.end - self.rows.start;
+        match self.map {
+            Map::Transpose => (self.columns, rows),
+            Map::Identity | Map::InterleaveHalves => (rows, self.columns),
+        }
+    }
+
+    /// Number of weights.
+    pub fn weights(&self) -> u64 {
+        (self.rows.end - self.rows.start) * self.columns
+    }
+}
+
 /// What an output tensor's rows are made of.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {

@@ -1,19 +1,22 @@
 //! From a tile's source bytes to its encoded planes, chunk by chunk on all cores.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
-use formats::{Dtype, TensorSource, output::Map};
+use formats::{
+    Dtype, Part, TensorSource,
+    output::Map,
+    rows::{RawRows, rearrange},
+};
 use kernels::{
     Format, Isa,
-    fp8::widen_block_scaled,
     stats::{damage, summarize},
 };
 use rayon::prelude::*;
 
 use crate::{
     error::{Error, Result},
-    read::{Loaded, Raw},
-    tile::{Piece, Pieces},
+    read::Loaded,
+    tile::Pieces,
 };
 
 /// Weights of a chunk: the source, its f32 form and the check of the result stay in a core's own cache.
@@ -44,7 +47,7 @@ impl Stats {
 
 /// A piece of a tile that one core encodes at once.
 enum Input<'a> {
-    Rows { piece: &'a Piece, raw: &'a Raw, first_row: u64, rows: u64 },
+    Rows { piece: &'a Part, raw: &'a RawRows, rows: Range<u64> },
     Values(&'a [f32]),
 }
 
@@ -106,8 +109,7 @@ pub fn encode(
                 let mut row = 0;
                 while row < all {
                     let rows = step.min(all - row);
-                    let first_row = row;
-                    push(Input::Rows { piece, raw, first_row, rows }, rows * piece.columns);
+                    push(Input::Rows { piece, raw, rows: row..row + rows }, rows * piece.columns);
                     row += rows;
                 }
             }
@@ -143,18 +145,14 @@ fn encode_chunk(
             weights.copy_from_slice(values);
             weights
         }
-        Input::Rows { piece, raw, first_row, rows } => {
-            let dtype = source.meta(piece.source).dtype;
-            let bytes = &loaded.bytes[raw.bytes.clone()];
-            let row_bytes = bytes.len() / (piece.rows.end - piece.rows.start) as usize;
-            let bytes = &bytes[first_row as usize * row_bytes..][..rows as usize * row_bytes];
-            widen(source, piece, raw, first_row, bytes, isa, weights)?;
-            if dtype == Dtype::Block(format) && piece.map == Map::Identity {
-                same_blocks = Some(bytes);
+        Input::Rows { piece, raw, rows } => {
+            raw.widen(source, piece, rows.clone(), &loaded.bytes, isa, weights)?;
+            if source.meta(piece.source).dtype == Dtype::Block(format) && piece.map == Map::Identity {
+                same_blocks = Some(raw.planes(piece, rows, &loaded.bytes));
             }
             match piece.map {
                 Map::Identity => weights,
-                Map::Transpose | Map::InterleaveHalves => {
+                _ => {
                     mapped.resize(chunk.weights, 0.0);
                     rearrange(piece.map, weights, piece.columns as usize, mapped);
                     mapped
@@ -166,7 +164,9 @@ fn encode_chunk(
     let nonfinite = summarize(isa, values).nonfinite;
     match same_blocks {
         // Nothing is requantized where the source has the very blocks that are asked for.
-        Some(bytes) => chunk.planes[0].copy_from_slice(bytes),
+        Some(planes) => {
+            chunk.planes.iter_mut().zip(planes).for_each(|(to, from)| to.copy_from_slice(from));
+        }
         None => {
             if nonfinite > 0 && format.block > 1 {
                 values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
@@ -188,71 +188,4 @@ fn encode_chunk(
     }
     let damage = damage(isa, values, decoded);
     Ok(Stats { squared_error: damage.squared_error, energy: damage.squared_norm, nonfinite, overflow })
-}
-
-/// Decodes the source bytes of some rows into f32.
-fn widen(
-    source: &dyn TensorSource,
-    piece: &Piece,
-    raw: &Raw,
-    first_row: u64,
-    bytes: &[u8],
-    isa: Isa,
-    weights: &mut [f32],
-) -> Result<()> {
-    let meta = source.meta(piece.source);
-    match (meta.dtype, &raw.scales) {
-        (Dtype::Block(format), _) => (format.decode)(format, isa, &[bytes], weights),
-        (Dtype::F8E4M3, Some(scales)) => {
-            let columns = piece.columns as usize;
-            for (n, (codes, out)) in
-                bytes.chunks_exact(columns).zip(weights.chunks_exact_mut(columns)).enumerate()
-            {
-                let row = scales.of_row(piece.rows.start + first_row + n as u64);
-                let block = (1, scales.block_columns());
-                widen_block_scaled(isa, codes, columns, 0, row, block, out);
-            }
-        }
-        (dtype, _) => {
-            return Err(Error::NotWeights { tensor: meta.name.clone(), dtype: format!("{dtype:?}") });
-        }
-    }
-    Ok(())
-}
-
-/// Applies a map that moves whole rows or turns columns into rows.
-fn rearrange(map: Map, from: &[f32], columns: usize, to: &mut [f32]) {
-    let rows = from.len() / columns.max(1);
-    match map {
-        Map::Identity => to.copy_from_slice(from),
-        Map::Transpose => {
-            for (r, row) in from.chunks_exact(columns).enumerate() {
-                for (c, &value) in row.iter().enumerate() {
-                    to[c * rows + r] = value;
-                }
-            }
-        }
-        Map::InterleaveHalves => {
-            for (r, row) in from.chunks_exact(columns).enumerate() {
-                let half = rows / 2;
-                let at = if r < half { 2 * r } else { 2 * (r - half) + 1 };
-                to[at * columns..][..columns].copy_from_slice(row);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn maps_move_rows_as_the_docs_say() {
-        let from: Vec<f32> = (0..8).map(|i| i as f32).collect();
-        let mut to = vec![0.0; 8];
-        rearrange(Map::InterleaveHalves, &from, 2, &mut to);
-        assert_eq!(to, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
-        rearrange(Map::Transpose, &from, 2, &mut to);
-        assert_eq!(to, [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
-    }
 }

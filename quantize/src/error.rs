@@ -30,14 +30,6 @@ pub enum Error {
         /// Bytes free.
         free: u64,
     },
-    /// A source tensor can't be read as weights.
-    #[error("tensor {tensor}: elements of type {dtype} can't be read as weights")]
-    NotWeights {
-        /// The source tensor.
-        tensor: String,
-        /// Its type.
-        dtype: String,
-    },
     /// The format has no encoder here.
     #[error("{format} can be read but not written; `halfbyte formats` lists what can")]
     ReadOnly {

@@ -1,46 +1,15 @@
 //! Cutting the work: an output tensor becomes tiles, each a bounded number of source bytes that give consecutive rows of
 //! the output.
 
-use std::ops::Range;
-
-use formats::{Content, OutputTensor, TensorId, TensorSource, output::Map};
+use formats::{Content, OutputTensor, Part, TensorSource, output::Map};
 
 use crate::error::{Error, Result};
-
-/// Rows of one source tensor that become consecutive rows of the output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// The source tensor, seen as a matrix of `columns` columns.
-    pub source: TensorId,
-    /// Which of its rows.
-    pub rows: Range<u64>,
-    /// The length of its rows.
-    pub columns: u64,
-    /// How they become rows of the output.
-    pub map: Map,
-}
-
-impl Piece {
-    /// Rows and columns of what the piece becomes.
-    pub fn output_shape(&self) -> (u64, u64) {
-        let rows = self.rows.end - self.rows.start;
-        match self.map {
-            Map::Transpose => (self.columns, rows),
-            Map::Identity | Map::InterleaveHalves => (rows, self.columns),
-        }
-    }
-
-    /// Number of weights.
-    pub fn weights(&self) -> u64 {
-        (self.rows.end - self.rows.start) * self.columns
-    }
-}
 
 /// What a tile is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pieces {
     /// Rows of source tensors.
-    Source(Vec<Piece>),
+    Source(Vec<Part>),
     /// All values of a computed tensor.
     Values(Vec<f32>),
 }
@@ -90,9 +59,9 @@ pub fn tiles(
     };
 
     let mut tiles: Vec<Tile> = Vec::new();
-    let mut open: Vec<Piece> = Vec::new();
+    let mut open: Vec<Part> = Vec::new();
     let (mut first_weight, mut open_weights, mut rows) = (0, 0, 0);
-    let mut close = |open: &mut Vec<Piece>, weights: &mut u64| {
+    let mut close = |open: &mut Vec<Part>, weights: &mut u64| {
         if *weights > 0 {
             let pieces = Pieces::Source(std::mem::take(open));
             tiles.push(Tile { tensor: index, first_weight, weights: *weights, pieces, last: false });
@@ -113,9 +82,7 @@ pub fn tiles(
         if part.rows.start > part.rows.end || part.rows.end > source_rows {
             return Err(fail(format!("rows {:?} of {}, which has {source_rows}", part.rows, meta.name)));
         }
-        let whole =
-            Piece { source: part.source, rows: part.rows.clone(), columns: part.columns, map: part.map };
-        let (part_rows, part_columns) = whole.output_shape();
+        let (part_rows, part_columns) = part.output_shape();
         if part_columns != output.columns() {
             return Err(fail(format!(
                 "rows of {part_columns} from {}, where {} are due",
@@ -128,7 +95,7 @@ pub fn tiles(
         }
         rows += part_rows;
         let step = match part.map {
-            Map::Identity => (tile_weights / whole.columns.max(1)).max(1),
+            Map::Identity => (tile_weights / part.columns.max(1)).max(1),
             Map::Transpose | Map::InterleaveHalves => part_rows.max(part.rows.end - part.rows.start),
         };
         let mut start = part.rows.start;
@@ -136,12 +103,12 @@ pub fn tiles(
             let mut end = part.rows.end.min(start.saturating_add(step));
             if part.map == Map::Identity && open_weights > 0 {
                 // Fill the open tile up first.
-                let room = (tile_weights.saturating_sub(open_weights)) / whole.columns.max(1);
+                let room = (tile_weights.saturating_sub(open_weights)) / part.columns.max(1);
                 if room > 0 {
                     end = end.min(start + room);
                 }
             }
-            let piece = Piece { rows: start..end, ..whole.clone() };
+            let piece = Part { rows: start..end, ..part.clone() };
             if open_weights > 0 && open_weights + piece.weights() > tile_weights {
                 close(&mut open, &mut open_weights);
             }
@@ -167,7 +134,9 @@ pub fn tiles(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use formats::{Dtype, Part, Result as FormatsResult, TensorMeta, output::Class, tensor::SourceFile};
+    use std::ops::Range;
+
+    use formats::{Dtype, Result as FormatsResult, TensorId, TensorMeta, output::Class, tensor::SourceFile};
 
     struct Source(Vec<TensorMeta>);
 
@@ -224,7 +193,7 @@ mod tests {
             assert_eq!((tile.tensor, tile.first_weight), (7, next));
             assert!(tile.weights <= 16);
             let Pieces::Source(pieces) = &tile.pieces else { panic!("pieces") };
-            assert_eq!(pieces.iter().map(Piece::weights).sum::<u64>(), tile.weights);
+            assert_eq!(pieces.iter().map(Part::weights).sum::<u64>(), tile.weights);
             next += tile.weights;
         }
         assert_eq!(next, 52);
