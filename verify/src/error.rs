@@ -1,11 +1,72 @@
-//! What can go wrong while a model is evaluated.
+//! What can go wrong while a model is evaluated. Each message names the numbers and says what to do next.
+
+use std::path::{Path, PathBuf};
 
 /// A condition that stops an evaluation.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A container could not be read, or lacks something.
     #[error(transparent)]
     Formats(#[from] formats::Error),
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is nothing to take a mean of.
+    #[error(
+        "{scored} tokens would be scored, and figures with an error need two or more: give a longer text or a larger --context"
+    )]
+    TooFewTokens {
+        /// How many.
+        scored: usize,
+    },
+    /// A value of a scored token is no number.
+    #[error(
+        "the {what} of scored token {token} is infinite or NaN: the model's weights or its evaluation are at fault"
+    )]
+    NotFinite {
+        /// Which value.
+        what: &'static str,
+        /// Counted from 0 over all scored tokens.
+        token: usize,
+    },
+    /// A figure is beyond a double.
+    #[error("the {what} is e^{ln:.0}, too large to be stated: the model does not predict this text at all")]
+    TooLarge {
+        /// Which figure.
+        what: &'static str,
+        /// Its logarithm.
+        ln: f64,
+    },
+    /// The reference did not score the tokens that the model scored.
+    #[error("{scored} tokens were scored, but {compared} compared with the reference")]
+    Uneven {
+        /// By the model.
+        scored: usize,
+        /// With the reference.
+        compared: usize,
+    },
+    /// The report's template and its values do not fit each other.
+    #[error("the report can't be rendered: {0}")]
+    Report(#[from] minijinja::Error),
+    /// The user stopped the evaluation.
+    #[error("interrupted; an evaluation keeps nothing to resume from")]
+    Interrupted,
+    /// A choice of the user is at fault.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    /// An operating system's error with the file it is about.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
+        move |source| Error::Io { path: path.to_owned(), source }
+    }
 }
 
 /// `Result` with this crate's [`Error`].
