@@ -1,0 +1,127 @@
+"""The families' oracles, converted: llama.cpp and mlx-lm compute from our files what transformers computes from the checkpoint.
+
+    families.py HALFBYTE ORACLES SCRATCH [FAMILY...]
+
+ORACLES holds a folder per family: a small random checkpoint and expected.safetensors (`input_ids` [n, length] and the float32
+`logits` [n, length, vocabulary] of transformers). The checkpoints have no tokenizer: they get a made-up one.
+"""
+
+import gc
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from checks import Checks, quantize
+from llama import Llama
+from measure import divergence
+from mlx_model import MlxModel
+from safetensors.numpy import load_file
+
+# Formats without loss (the checkpoints are in bfloat16) -> the largest difference of any ln p, relative to the largest |logit|.
+# llama.cpp rounds activations to F16 where weights are in it; with F32 weights both consumers compute in single precision.
+EXACT = {"gguf": {"f32": 1e-5, "f16": 2e-3}, "mlx": {"bf16": 1e-5}}
+
+# Formats with loss -> the largest mean divergence (nats) from transformers' distributions: twice what the families show, of
+# which those with experts show most, for a router that tips over changes all of a position.
+LOSSY = {"gguf": {"q8_0": 0.015}, "mlx": {"4bit-g64": 0.25, "4bit-g32": 0.25}}
+
+# Neither consumer applies the sliding window of Mistral's first version: alike are the positions that see all before them.
+SEES_ALL = {"mistral": lambda config: config["sliding_window"]}
+
+# llama.cpp takes logarithms of single-precision probabilities: below this they say nothing.
+FLOOR = -80.0
+
+
+# A token that is a whole character in the made-up vocabulary.
+LETTER = 70
+
+
+def letters():
+    """The letter that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
+
+
+def write_tokenizer(folder, size):
+    """A byte-level BPE of `size` tokens: one special token, the bytes, and pairs of them."""
+    special = "<|endoftext|>"
+    bytes_ = [letter for _, letter in sorted(letters().items())]
+    pairs = [[first, second] for first in bytes_[97:] for second in bytes_[97:123]][: size - 1 - len(bytes_)]
+    tokens = [special, *bytes_, *("".join(pair) for pair in pairs)]
+    assert len(set(tokens)) == size, f"a vocabulary of {size} is out of this tokenizer's range"
+    added = {"id": 0, "content": special, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+             "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": {token: i for i, token in enumerate(tokens)}, "merges": pairs}  # fmt: skip
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [added], "normalizer": None,
+                 "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": special, "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokens[LETTER].isascii()
+
+
+def through_llama(path, sequences, vocabulary):
+    """ln p of every token after each prefix: [sequences, positions, vocabulary]."""
+    llama = Llama(path, exact=True)
+    return np.array([[llama.distribution(ids[: end + 1], vocabulary, LETTER) for end in range(len(ids))] for ids in sequences])
+
+
+def through_mlx(folder, sequences, _):
+    model = MlxModel(folder)
+    return np.array([model.log_probabilities(ids) for ids in sequences])
+
+
+RUN = {"gguf": ("llama.cpp", through_llama), "mlx": ("mlx-lm", through_mlx)}
+
+
+def check_family(checks, halfbyte, oracle, scratch):
+    family = oracle.name
+    source = scratch / family
+    shutil.copytree(oracle, source, ignore=shutil.ignore_patterns("expected.safetensors"))
+    expected = load_file(oracle / "expected.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    length = SEES_ALL[family](config) if family in SEES_ALL else None
+    sequences, logits = expected["input_ids"][:, :length].tolist(), expected["logits"][:, :length].astype(np.float64)
+    vocabulary, largest = logits.shape[-1], np.abs(logits).max()
+    truth = logits - np.log(np.exp(logits - largest).sum(-1, keepdims=True)) - largest
+    write_tokenizer(source, vocabulary)
+
+    def one(to, form):
+        consumer, run = RUN[to]
+        label = f"{family} {to} {form}: {consumer}"
+        out = quantize(halfbyte, source, to, form, scratch / f"{family}-{form}{'.gguf' if to == 'gguf' else ''}")
+        here = run(out, sequences, vocabulary)
+        error = np.abs(np.maximum(here, FLOOR) - np.maximum(truth, FLOOR)).max() / largest
+        lost = divergence(truth, here)
+        same = here.argmax(-1) == truth.argmax(-1)
+        figures = f"max |Δ ln p| / max |logit| {error:.1e}, mean divergence {lost:.2e}, same top token {same.sum()} of {same.size}"
+        if form in EXACT[to]:
+            checks.that(error <= EXACT[to][form], f"{label} {figures}; allowed error {EXACT[to][form]:.0e}")
+        else:
+            checks.that(lost <= LOSSY[to][form], f"{label} {figures}; allowed divergence {LOSSY[to][form]}")
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+
+    for to in RUN:
+        for form in [*EXACT[to], *LOSSY[to]]:
+            checks.case(f"{family} {to} {form}", one, to, form)
+            gc.collect()
+
+
+def main(halfbyte, oracles, scratch, *families):
+    oracles, scratch = Path(oracles), Path(scratch)
+    found = sorted(path.parent.name for path in oracles.glob("*/expected.safetensors"))
+    if not found:
+        sys.exit(f"{oracles} holds no oracles: FAMILY/expected.safetensors beside each FAMILY/model.safetensors")
+    checks = Checks()
+    for family in families or found:
+        checks.case(family, check_family, checks, halfbyte, oracles / family, scratch)
+    checks.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
