@@ -37,10 +37,19 @@ pub(super) enum RotaryOrder {
     Pairs,
 }
 
+/// Where a checkpoint keeps its language model, if it is a part of something that also sees or hears: what stands for
+/// `model.`, and what comes before the head's name.
+const NESTED: &[(&str, &str)] =
+    &[("model.language_model.", ""), ("language_model.model.", "language_model.")];
+
 pub(super) struct Builder<'a> {
     pub config: &'a ModelConfig,
     pub target: Target,
+    /// What MLX's names begin with: where mlx-lm's model holds the language model as one of its parts, that part's name.
+    pub mlx_root: &'static str,
     source: &'a dyn TensorSource,
+    /// The entry of [`NESTED`] that the checkpoint follows.
+    nested: Option<(&'static str, &'static str)>,
     layer: Option<u32>,
     used: Vec<bool>,
     tensors: Vec<OutputTensor>,
@@ -49,7 +58,11 @@ pub(super) struct Builder<'a> {
 impl<'a> Builder<'a> {
     pub fn new(config: &'a ModelConfig, source: &'a dyn TensorSource, target: Target) -> Builder<'a> {
         let used = vec![false; source.tensors().len()];
-        Builder { config, target, source, layer: None, used, tensors: Vec::new() }
+        let is_nested =
+            |(model, _): &&(&str, &str)| source.find(&format!("{model}embed_tokens.weight")).is_some();
+        let nested = NESTED.iter().find(is_nested).copied();
+        let mlx_root = if nested.is_some() { "language_model." } else { "" };
+        Builder { config, target, mlx_root, source, nested, layer: None, used, tensors: Vec::new() }
     }
 
     /// From now on, names are within this block (or the model itself).
@@ -62,7 +75,18 @@ impl<'a> Builder<'a> {
         self.source.find(&self.source_name(name)).is_some()
     }
 
+    /// The checkpoint's name of a tensor.
     fn source_name(&self, name: &str) -> String {
+        let name = self.plain_name(name);
+        match (self.nested, name.strip_prefix("model.")) {
+            (None, _) => name,
+            (Some((model, _)), Some(rest)) => format!("{model}{rest}"),
+            (Some((_, head)), None) => format!("{head}{name}"),
+        }
+    }
+
+    /// Its name in a checkpoint that is a language model and nothing else.
+    fn plain_name(&self, name: &str) -> String {
         match self.layer {
             Some(layer) => format!("model.layers.{layer}.{name}"),
             None => name.to_owned(),
@@ -74,8 +98,10 @@ impl<'a> Builder<'a> {
         match (self.target, self.layer) {
             (Target::Gguf, Some(layer)) => format!("blk.{layer}.{}{suffix}", module.gguf),
             (Target::Gguf, None) => format!("{}{suffix}", module.gguf),
-            (Target::Mlx, _) if quantizable => self.source_name(module.mlx),
-            (Target::Mlx, _) => self.source_name(&format!("{}{suffix}", module.mlx)),
+            (Target::Mlx, _) => {
+                let suffix = if quantizable { "" } else { suffix };
+                format!("{}{}{suffix}", self.mlx_root, self.plain_name(module.mlx))
+            }
         }
     }
 
@@ -242,16 +268,22 @@ impl<'a> Builder<'a> {
     }
 
     /// What converted models do without: rotary tables that old checkpoints stored, the head of a model that uses its
-    /// embedding for it, and the layers that predict further tokens (MTP), which neither consumer's graph of these
-    /// architectures runs.
+    /// embedding for it, the layers that predict further tokens (MTP), which neither consumer needs for plain generation,
+    /// and the encoders of images and sound beside a language model.
     fn is_left_out(&self, name: &str) -> bool {
         let config = self.config;
-        let layer =
-            name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')?.0.parse::<u32>().ok());
+        let (model, head) = self.nested.unwrap_or(("model.", ""));
+        let inner = name.strip_prefix(model);
+        let layer = inner
+            .and_then(|rest| rest.strip_prefix("layers."))
+            .and_then(|rest| rest.split_once('.')?.0.parse::<u32>().ok());
         let mtp = config.layers..config.layers.saturating_add(config.mtp_layers);
+        let is_head = name.strip_prefix(head).is_some_and(|name| name == "lm_head.weight");
         name.ends_with(".rotary_emb.inv_freq")
-            || (name == "lm_head.weight" && config.tie == Some(true))
+            || (is_head && config.tie == Some(true))
             || layer.is_some_and(|layer| mtp.contains(&layer))
+            || name.starts_with("mtp.")
+            || (self.nested.is_some() && inner.is_none() && !is_head)
     }
 }
 

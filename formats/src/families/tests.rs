@@ -260,6 +260,40 @@ fn qwen2_has_biases_and_ties() {
     assert!(error.contains("self_attn.q_proj.bias"), "{error}");
 }
 
+/// A language model inside of one that sees: both styles of names, and the encoder is left out.
+#[test]
+fn nested_models_are_found() {
+    let mlp: [(&str, &[u64]); 3] = [
+        ("mlp.gate_proj.weight", &[96, 64]),
+        ("mlp.up_proj.weight", &[96, 64]),
+        ("mlp.down_proj.weight", &[64, 96]),
+    ];
+    let config =
+        parse(&format!(r#"{{"model_type": "outer", "text_config": {{"model_type": "llama", {SMALL}}}}}"#));
+    for (model, head) in [("model.language_model.", ""), ("language_model.model.", "language_model.")] {
+        let plain = small(&[], &mlp).with("lm_head.weight", &[100, 64]).tensors.into_iter();
+        let nested = plain.map(|t| {
+            let name = match t.name.strip_prefix("model.") {
+                Some(rest) => format!("{model}{rest}"),
+                None => format!("{head}{}", t.name),
+            };
+            (name, t.shape)
+        });
+        let source = Index::new(nested).with("model.visual.patch_embed.weight", &[8, 8]);
+        let gguf = plan(&config, &source, Target::Gguf).unwrap();
+        assert_eq!(
+            source.meta(parts(get(&gguf, "output.weight"))[0].source).name,
+            format!("{head}lm_head.weight")
+        );
+        let mlx = plan(&config, &source, Target::Mlx).unwrap();
+        get(&mlx, "language_model.model.layers.0.self_attn.q_proj");
+        get(&mlx, "language_model.model.norm.weight");
+        get(&mlx, "language_model.lm_head");
+        let error = plan(&config, &source.with(&format!("{model}adapter.weight"), &[4]), Target::Gguf);
+        assert!(error.unwrap_err().to_string().contains("adapter.weight"));
+    }
+}
+
 /// Llama with biases: their elements move as the rows do.
 #[test]
 fn biases_are_permuted_like_rows() {
