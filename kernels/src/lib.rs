@@ -7,10 +7,12 @@
 #[cfg(target_endian = "big")]
 compile_error!("every file format here is little-endian, and so are the kernels that read and write them");
 
+pub mod activations;
 mod affine;
 mod affine_search;
 mod asymmetric;
 mod codebook;
+mod exponential;
 pub mod float;
 pub mod format;
 pub mod fp8;
@@ -28,6 +30,7 @@ pub mod mlx_affine;
 pub mod mxfp4;
 pub mod mxfp8;
 mod nibbles;
+pub mod norm;
 pub mod nvfp4;
 pub mod q2_k;
 pub mod q3_k;
@@ -37,6 +40,7 @@ pub mod q4_k;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+pub mod rope;
 mod scales;
 mod signed;
 pub mod simd;
