@@ -9,6 +9,66 @@ pub enum Error {
     /// A container could not be read, or lacks something.
     #[error(transparent)]
     Formats(#[from] formats::Error),
+    /// A hyper-parameter is missing or can't be.
+    #[error("{place}: `{key}` {problem}")]
+    Hyper {
+        /// The file or folder.
+        place: String,
+        /// The key, without the architecture's prefix.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The graph needs a tensor that the model doesn't have.
+    #[error("tensor {tensor} is missing, which its architecture's graph needs")]
+    MissingTensor {
+        /// The tensor, by GGUF's name.
+        tensor: String,
+    },
+    /// A tensor's shape contradicts the hyper-parameters.
+    #[error("tensor {tensor} has shape {found:?}, where the hyper-parameters mean {expected:?}")]
+    Shape {
+        /// The tensor, by GGUF's name.
+        tensor: String,
+        /// Its shape.
+        found: Vec<u64>,
+        /// What it should be.
+        expected: Vec<u64>,
+    },
+    /// A family whose forward pass isn't built.
+    #[error("architecture `{arch}` can't be evaluated yet (`halfbyte quantize` may still convert it)")]
+    NoGraph {
+        /// The architecture.
+        arch: String,
+    },
+    /// A token that the model doesn't have.
+    #[error(
+        "token {token} at position {position} of sequence {sequence} is not in the vocabulary of {vocabulary}: \
+         is this another model's tokenizer?"
+    )]
+    NotInVocabulary {
+        /// Which sequence, counted from 0.
+        sequence: usize,
+        /// Where in it.
+        position: usize,
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// The forward pass broke down.
+    #[error(
+        "after layer {layer} the hidden state of token {position} of sequence {sequence} is NaN or infinite: \
+         the weights of that layer are damaged, or its type overflows"
+    )]
+    HiddenNotFinite {
+        /// Which layer, counted from 0.
+        layer: usize,
+        /// Which sequence, counted from 0.
+        sequence: usize,
+        /// Where in it.
+        position: usize,
+    },
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

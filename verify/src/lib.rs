@@ -4,14 +4,28 @@
 //! - [`outcome`]: what was found, out of [`metrics`] (with the [`histogram`] of divergences) and a [`description`] of each
 //!   model.
 //! - [`progress`]: how an evaluation tells what it does.
+//! - [`weights`], [`hyper`]: any container, seen through GGUF's names, conventions and metadata.
+//! - [`families`]: the graphs, written in [`ops`]; [`mixture`] for their experts.
+//! - [`cpu`]: the operations on the processor.
+//! - [`forward`]: a model over all tokens, layer by layer.
+//! - [`hidden`], [`store`]: the hidden states of all tokens, in memory or on disk.
 
+pub mod cpu;
 pub mod description;
 pub mod error;
+pub mod families;
+pub mod forward;
+pub mod hidden;
 pub mod histogram;
+pub mod hyper;
 pub mod metrics;
+pub mod mixture;
+pub mod ops;
 pub mod options;
 pub mod outcome;
 pub mod progress;
+pub mod store;
+pub mod weights;
 
 pub use error::{Error, Result};
 pub use options::{Input, Options};

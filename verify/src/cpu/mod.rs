@@ -1,0 +1,215 @@
+//! [`Ops`] on the processor: vectors of sixteen lanes, all cores.
+
+mod attention;
+mod linear;
+
+use std::ops::Range;
+
+use kernels::matrix::{Matrix, MatrixMut};
+use kernels::{Isa, activations, norm, rope};
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::ops::{Activation, Attention, Ops, Rotary, Sequences};
+use crate::weights::{Linear, Stack, Weights};
+
+/// Values that one core works on at a time where every value is for itself.
+const CHUNK: usize = 1 << 16;
+
+/// The processor, and the model whose weights it multiplies with.
+pub struct Cpu<'a> {
+    weights: &'a Weights,
+}
+
+impl Cpu<'_> {
+    /// For a model's graph.
+    pub fn new(weights: &Weights) -> Cpu<'_> {
+        Cpu { weights }
+    }
+}
+
+/// A matrix: rows of `columns` values, one after the other.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    values: Vec<f32>,
+    columns: usize,
+}
+
+impl Rows {
+    fn zeros(rows: usize, columns: usize) -> Rows {
+        Rows { values: vec![0.0; rows * columns], columns }
+    }
+
+    fn rows(&self) -> usize {
+        self.values.len() / self.columns.max(1)
+    }
+
+    /// Some rows at a time, to be worked on by one core.
+    fn row_chunk(&self) -> usize {
+        (CHUNK / self.columns.max(1)).max(1) * self.columns
+    }
+
+    /// A matrix whose rows `make` writes, given their number.
+    fn from_rows(rows: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) -> Rows {
+        let mut out = Rows::zeros(rows, columns);
+        let chunk = out.row_chunk();
+        out.values.par_chunks_mut(chunk.max(1)).enumerate().for_each(|(i, part)| {
+            for (r, row) in part.chunks_exact_mut(columns).enumerate() {
+                make(i * chunk / columns + r, row);
+            }
+        });
+        out
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.columns..][..self.columns]
+    }
+}
+
+/// Runs `f` over both, piece by piece on all cores.
+fn elementwise(x: &mut [f32], y: &[f32], f: impl Fn(&mut [f32], &[f32]) + Sync) {
+    assert_eq!(x.len(), y.len());
+    x.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(x, y)| f(x, y));
+}
+
+impl Ops for Cpu<'_> {
+    type Tensor = Rows;
+
+    fn upload(&self, values: Vec<f32>, columns: usize) -> Rows {
+        Rows { values, columns }
+    }
+
+    fn download(&self, x: Rows) -> Vec<f32> {
+        x.values
+    }
+
+    fn width(&self, x: &Rows) -> usize {
+        x.columns
+    }
+
+    fn embed(&self, table: &Linear, tokens: &[u32]) -> Result<Rows> {
+        let columns = table.columns;
+        let mut out = Rows::zeros(tokens.len(), columns);
+        out.values.par_chunks_exact_mut(columns).zip(tokens).try_for_each(|(row, &token)| {
+            let token = table.rows.start + token as usize;
+            self.weights.rows(table.tensor, token..token + 1, row)
+        })?;
+        Ok(out)
+    }
+
+    fn linear(&self, x: &Rows, w: &Linear) -> Result<Rows> {
+        linear::linear(self.weights, x, w)
+    }
+
+    fn per_head(&self, x: &Rows, w: &Stack, transposed: bool) -> Result<Rows> {
+        linear::per_head(self.weights, x, w, transposed)
+    }
+
+    fn rms_norm(&self, x: &Rows, group: usize, gain: Option<&[f32]>, eps: f64) -> Rows {
+        let mut out = x.clone();
+        let columns = x.columns;
+        out.values.par_chunks_mut(x.row_chunk()).for_each(|part| {
+            let part = MatrixMut::dense(part, part.len() / columns, columns);
+            norm::rms_norm_in_place(Isa::detect(), part, group, gain, eps as f32);
+        });
+        out
+    }
+
+    fn rotate(&self, x: &mut Rows, rotary: &Rotary, sequences: &Sequences) {
+        let n = rotary.frequencies.len();
+        let longest = sequences.lengths.iter().copied().max().unwrap_or(0);
+        let mut tables = [Rows::zeros(longest, n), Rows::zeros(longest, n)];
+        let [cos, sin] = &mut tables;
+        let rows = cos.values.chunks_exact_mut(n).zip(sin.values.chunks_exact_mut(n));
+        for (position, (cos, sin)) in rows.enumerate() {
+            for (frequency, (cos, sin)) in rotary.frequencies.iter().zip(cos.iter_mut().zip(sin)) {
+                let angle = position as f64 * frequency;
+                *cos = (angle.cos() * rotary.multiplier) as f32;
+                *sin = (angle.sin() * rotary.multiplier) as f32;
+            }
+        }
+        let columns = x.columns;
+        let mut rest = x.values.as_mut_slice();
+        let mut parts = Vec::new();
+        for &length in &sequences.lengths {
+            let (part, more) = rest.split_at_mut(length * columns);
+            parts.push(part);
+            rest = more;
+        }
+        let [cos, sin] = &tables;
+        parts.into_par_iter().for_each(|part| {
+            let length = part.len() / columns;
+            let part = MatrixMut {
+                values: &mut part[rotary.offset..],
+                rows: length,
+                columns: columns - rotary.offset,
+                stride: columns,
+            };
+            let [cos, sin] = [cos, sin].map(|table| Matrix::dense(&table.values[..length * n], length, n));
+            rope::rotate(Isa::detect(), rotary.order, part, rotary.head, cos, sin);
+        });
+    }
+
+    fn attend(&self, q: &Rows, k: &Rows, v: &Rows, attention: &Attention, sequences: &Sequences) -> Rows {
+        attention::attend(q, k, v, attention, sequences)
+    }
+
+    fn gated(&self, mut gate: Rows, up: &Rows, activation: Activation) -> Rows {
+        let isa = Isa::detect();
+        elementwise(&mut gate.values, &up.values, |gate, up| match activation {
+            Activation::Silu => activations::swiglu(isa, gate, up),
+            Activation::GeluTanh => activations::geglu(isa, gate, up),
+            Activation::Clamped { alpha, limit } => activations::clamped_swiglu(isa, gate, up, alpha, limit),
+        });
+        gate
+    }
+
+    fn add(&self, x: &mut Rows, y: &Rows) {
+        elementwise(&mut x.values, &y.values, |x, y| x.iter_mut().zip(y).for_each(|(x, y)| *x += y));
+    }
+
+    fn scale(&self, x: &mut Rows, factor: f32) {
+        x.values.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
+    }
+
+    fn soft_cap(&self, x: &mut Rows, cap: f32) {
+        x.values.par_chunks_mut(CHUNK).for_each(|x| activations::soft_cap(Isa::detect(), x, cap));
+    }
+
+    fn sigmoid_gate(&self, x: &mut Rows, gate: &Rows) {
+        if gate.columns == x.columns {
+            elementwise(&mut x.values, &gate.values, |x, gate| {
+                activations::sigmoid_gate(Isa::detect(), x, gate)
+            });
+            return;
+        }
+        let gate = Rows::from_rows(x.rows(), x.columns, |r, row| row.fill(gate.values[r]));
+        self.sigmoid_gate(x, &gate);
+    }
+
+    fn columns(&self, x: &Rows, columns: Range<usize>) -> Rows {
+        self.head_columns(x, 1, columns)
+    }
+
+    fn join_heads(&self, a: &Rows, b: &Rows, heads: usize, shared: bool) -> Rows {
+        let first = a.columns / heads;
+        let (second, step) = if shared { (b.columns, 0) } else { (b.columns / heads, b.columns / heads) };
+        Rows::from_rows(a.rows(), heads * (first + second), |r, out| {
+            let (a, b) = (a.row(r), b.row(r));
+            for (h, out) in out.chunks_exact_mut(first + second).enumerate() {
+                out[..first].copy_from_slice(&a[h * first..][..first]);
+                out[first..].copy_from_slice(&b[h * step..][..second]);
+            }
+        })
+    }
+
+    fn head_columns(&self, x: &Rows, heads: usize, columns: Range<usize>) -> Rows {
+        let (head, width) = (x.columns / heads, columns.len());
+        Rows::from_rows(x.rows(), heads * width, |r, out| {
+            let row = x.row(r);
+            for (h, out) in out.chunks_exact_mut(width).enumerate() {
+                out.copy_from_slice(&row[h * head..][columns.clone()]);
+            }
+        })
+    }
+}

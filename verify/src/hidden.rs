@@ -1,0 +1,105 @@
+//! The hidden states of all tokens on their way through the layers.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::ops::{Ops, Sequences};
+use crate::store::{Space, Store};
+
+/// The residual stream: one row for each token of each sequence.
+pub struct Hidden {
+    /// The rows.
+    pub store: Store,
+    /// What they belong to.
+    pub sequences: Sequences,
+    /// Where stores of the same size can be had.
+    pub space: Space,
+    /// The sequences that are computed at once, and their rows.
+    blocks: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl Hidden {
+    /// States of `width` values for every token; at most `block` tokens (but at least one sequence) are computed at once.
+    ///
+    /// # Errors
+    /// If there is room neither in memory nor on disk.
+    pub fn new(sequences: Sequences, width: usize, block: usize, space: &Space) -> Result<Hidden> {
+        let mut blocks: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+        for (i, rows) in sequences.rows().enumerate() {
+            match blocks.last_mut() {
+                Some((ids, all)) if rows.end - all.start <= block => {
+                    ids.end = i + 1;
+                    all.end = rows.end;
+                }
+                _ => blocks.push((i..i + 1, rows)),
+            }
+        }
+        let store = space.store(sequences.tokens(), width)?;
+        Ok(Hidden { store, sequences, space: space.clone(), blocks })
+    }
+
+    /// Runs `f` over all rows, some whole sequences at a time, and keeps what it makes of them.
+    ///
+    /// # Errors
+    /// Whatever `f` and the store find.
+    pub fn update<O: Ops>(
+        &mut self,
+        ops: &O,
+        mut f: impl FnMut(&mut O::Tensor, &Sequences) -> Result<()>,
+    ) -> Result<()> {
+        let width = self.store.width;
+        for (ids, rows) in self.blocks.clone() {
+            let mut values = vec![0.0; rows.len() * width];
+            self.store.read(rows.clone(), &mut values)?;
+            let sequences = Sequences { lengths: self.sequences.lengths[ids].to_vec() };
+            let mut x = ops.upload(values, width);
+            f(&mut x, &sequences)?;
+            self.store.write(rows.start, &ops.download(x))?;
+        }
+        Ok(())
+    }
+
+    /// The rows that are computed at once.
+    pub fn blocks(&self) -> Vec<Range<usize>> {
+        self.blocks.iter().map(|(_, rows)| rows.clone()).collect()
+    }
+
+    /// Rows on the device.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub fn rows<O: Ops>(&self, ops: &O, rows: Range<usize>) -> Result<O::Tensor> {
+        let width = self.store.width;
+        let mut values = vec![0.0; rows.len() * width];
+        self.store.read(rows, &mut values)?;
+        Ok(ops.upload(values, width))
+    }
+
+    /// Fills all rows from `f`, block by block; `f` gets the block's rows.
+    ///
+    /// # Errors
+    /// Whatever `f` and the store find.
+    pub fn fill<O: Ops>(
+        &mut self,
+        ops: &O,
+        mut f: impl FnMut(Range<usize>) -> Result<O::Tensor>,
+    ) -> Result<()> {
+        for rows in self.blocks() {
+            let x = f(rows.clone())?;
+            self.store.write(rows.start, &ops.download(x))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_hold_whole_sequences() {
+        let sequences = Sequences { lengths: vec![4, 4, 4, 9, 1] };
+        let hidden = Hidden::new(sequences, 2, 8, &Space::new(u64::MAX)).expect("store");
+        assert_eq!(hidden.blocks(), [0..8, 8..12, 12..21, 21..22]);
+    }
+}

@@ -1,0 +1,62 @@
+//! Forward passes against logits stored from transformers. The oracles are no part of the repository: these tests are run by
+//! `HALFBYTE_ORACLES=<folder> cargo test -p halfbyte-verify --test oracles -- --ignored`, where the folder holds one checkpoint for
+//! each family with an `expected.safetensors` (`input_ids` [n, length], `logits` [n, length, vocabulary]).
+
+use std::path::{Path, PathBuf};
+
+use formats::TensorSource;
+use formats::safetensors::Safetensors;
+use halfbyte_verify::forward::Forward;
+use halfbyte_verify::store::Space;
+use halfbyte_verify::weights::Weights;
+
+fn folder(family: &str) -> PathBuf {
+    let root = std::env::var_os("HALFBYTE_ORACLES").expect("HALFBYTE_ORACLES names the folder of oracles");
+    Path::new(&root).join(family)
+}
+
+fn bytes(source: &Safetensors, name: &str) -> (Vec<u8>, Vec<usize>) {
+    let id = source.find(name).expect(name);
+    let meta = source.meta(id);
+    let mut bytes = vec![0; meta.len as usize];
+    source.read_at(id, 0, &mut bytes).expect(name);
+    (bytes, meta.shape.iter().map(|&n| n as usize).collect())
+}
+
+/// Largest difference of a logit, over the largest logit.
+fn difference(family: &str) -> f64 {
+    let folder = folder(family);
+    let expected = Safetensors::open_file(&folder.join("expected.safetensors")).expect("expected");
+    let (ids, shape) = bytes(&expected, "input_ids");
+    let ids: Vec<u32> =
+        ids.as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes) as u32).collect();
+    let tokens: Vec<Vec<u32>> = ids.chunks_exact(shape[1]).map(<[u32]>::to_vec).collect();
+    let (logits, shape) = bytes(&expected, "logits");
+    let logits: Vec<f32> = logits.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+
+    let weights = Weights::open(&folder).expect("model");
+    let mut forward = Forward::on_cpu(&weights, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding");
+    for layer in 0..forward.layers() {
+        forward.layer(layer).expect("layer");
+    }
+    let rows: Vec<usize> = (0..ids.len()).collect();
+    let found = forward.logits(&forward.finish(&rows).expect("norm"), 0..shape[2]).expect("head");
+    assert_eq!(found.len(), logits.len());
+    let largest = logits.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let off = found.iter().zip(&logits).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+    f64::from(off / largest)
+}
+
+macro_rules! oracles {
+    ($($family:ident)*) => {$(
+        #[test]
+        #[ignore = "needs HALFBYTE_ORACLES"]
+        fn $family() {
+            let off = difference(stringify!($family));
+            eprintln!("{}: {off:.1e}", stringify!($family));
+            assert!(off <= 2e-4, "logits are off by {off:.1e} of the largest");
+        }
+    )*};
+}
+
+oracles! { llama3 mistral mixtral qwen2 qwen3 qwen3_moe }
