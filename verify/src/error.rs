@@ -69,6 +69,33 @@ pub enum Error {
         /// Where in it.
         position: usize,
     },
+    /// Not one chunk of text.
+    #[error(
+        "the text has {tokens} tokens, which do not fill one chunk of {context}: \
+         give a longer text or a smaller --context"
+    )]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens of a chunk.
+        context: usize,
+    },
+    /// A file of token ids that isn't one.
+    #[error("{path}: {problem}")]
+    Tokens {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Two models that do not predict the same tokens.
+    #[error("the model's vocabulary has {model} tokens, the reference's {reference}: they can't be compared")]
+    Vocabularies {
+        /// Of the model.
+        model: usize,
+        /// Of the reference.
+        reference: usize,
+    },
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

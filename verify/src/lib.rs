@@ -8,9 +8,12 @@
 //! - [`families`]: the graphs, written in [`ops`]; [`mixture`] for their experts.
 //! - [`cpu`]: the operations on the processor.
 //! - [`forward`]: a model over all tokens, layer by layer.
+//! - [`windows`]: the sequences and what is scored of them.
+//! - [`damage`]: where along the layers and in which weights the damage is.
 //! - [`hidden`], [`store`]: the hidden states of all tokens, in memory or on disk.
 
 pub mod cpu;
+pub mod damage;
 pub mod description;
 pub mod error;
 pub mod families;
@@ -26,6 +29,7 @@ pub mod outcome;
 pub mod progress;
 pub mod store;
 pub mod weights;
+pub mod windows;
 
 pub use error::{Error, Result};
 pub use options::{Input, Options};

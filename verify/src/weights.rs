@@ -100,6 +100,11 @@ impl Weights {
         self.by_name.get(name).map(|&index| &self.tensors[index])
     }
 
+    /// Its index.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
     /// Looks a tensor up and checks its shape; ones in front of a shape don't count.
     fn take(&self, name: &str, shape: &[usize]) -> Result<usize> {
         let &index =
