@@ -338,7 +338,10 @@ impl Keys {
             Some(step) => Every::FromOne(step as u32),
             None => Every::FromZero(self.optional_size("moe_layer_freq")?.unwrap_or(1) as u32),
         };
-        let dense = self.integers("mlp_only_layers")?.unwrap_or_default();
+        let mut dense = self.integers("mlp_only_layers")?.unwrap_or_default();
+        let kinds = self.texts("mlp_layer_types")?.unwrap_or_default();
+        dense.extend((0..).zip(&kinds).filter(|(_, kind)| *kind == "dense").map(|(layer, _)| layer));
+        let leading = kinds.iter().take_while(|kind| *kind == "dense").count() as u64;
         Ok(Some(Moe {
             experts,
             per_token: self
@@ -351,7 +354,7 @@ impl Keys {
             scoring,
             normalize: self.flag("norm_topk_prob")?,
             scale: self.number("routed_scaling_factor")?,
-            first_dense: self.integer("first_k_dense_replace", 0)?.unwrap_or(0) as u32,
+            first_dense: self.integer("first_k_dense_replace", 0)?.unwrap_or(leading) as u32,
             every,
             dense,
         }))

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 /// Adds `rope_theta` and `rope_scaling` beside `rope_parameters`, `torch_dtype` beside `dtype`, `num_experts` beside
-/// `num_local_experts`. What is there stays.
+/// `num_local_experts`, and what transformers' GLM 5 always does. What is there stays.
 pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
     if let Some(Value::Object(inner)) = config.get_mut("text_config") {
         add_older_keys(inner);
@@ -20,6 +20,14 @@ pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
             let scaling: Map<_, _> = scaling.map(|(key, value)| (key.clone(), value.clone())).collect();
             older.push(("rope_scaling", Some(scaling.into())));
         }
+    }
+    if config.get("model_type").is_some_and(|kind| kind == "glm_moe_dsa") {
+        let fixed = [
+            ("topk_method", "noaux_tc".into()),
+            ("scoring_func", "sigmoid".into()),
+            ("moe_layer_freq", 1.into()),
+        ];
+        older.extend(fixed.map(|(key, value)| (key, Some(value))));
     }
     for (key, value) in older {
         if let (Some(value), None | Some(Value::Null)) = (value, config.get(key)) {
@@ -51,6 +59,16 @@ mod tests {
         assert_eq!(completed(json!({"text_config": new}))["text_config"], config);
         let plain = completed(json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}));
         assert_eq!((plain.get("rope_theta"), plain.get("rope_scaling")), (Some(&json!(1e4)), None));
+    }
+
+    #[test]
+    fn glm5_says_how_it_routes() {
+        let config = completed(json!({"model_type": "glm_moe_dsa", "moe_layer_freq": 2}));
+        assert_eq!(
+            (&config["topk_method"], &config["scoring_func"]),
+            (&json!("noaux_tc"), &json!("sigmoid"))
+        );
+        assert_eq!(config["moe_layer_freq"], 2);
     }
 
     #[test]

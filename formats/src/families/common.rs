@@ -4,7 +4,7 @@ use super::builder::{Builder, Dim, Module, RotaryOrder, same};
 use super::{Keys, Target};
 use crate::config::{ModelConfig, Moe, RopeScaling, Scoring};
 use crate::error::{Error, Result};
-use crate::output::{Class, Content};
+use crate::output::{Class, Content, Map};
 
 impl ModelConfig {
     pub(super) fn hidden_dim(&self) -> Dim {
@@ -174,8 +174,11 @@ fn rope(config: &ModelConfig, keys: &mut Keys) -> Result<()> {
     Ok(())
 }
 
-/// The experts of a layer, one matrix each in the checkpoint, stacked in both targets.
+/// The experts of a layer, stacked in both targets. In the checkpoint they are one matrix each or stacked too.
 pub(super) fn experts(b: &mut Builder, moe: &Moe) -> Result<()> {
+    if b.has("mlp.experts.gate_up_proj") {
+        return stacked_experts(b, moe);
+    }
     let (hidden, inner) = (b.config.hidden_dim(), Dim(moe.intermediate, "moe_intermediate_size"));
     for (class, source, mlx, gguf, rows, columns) in [
         (Class::ExpertGate, "gate_proj", "mlp.switch_mlp.gate_proj", "ffn_gate_exps", inner, hidden),
@@ -184,6 +187,25 @@ pub(super) fn experts(b: &mut Builder, moe: &Moe) -> Result<()> {
     ] {
         let one = |expert| format!("mlp.experts.{expert}.{source}");
         b.experts(class, one, Module { source, mlx, gguf }, moe.experts, rows, columns)?;
+    }
+    Ok(())
+}
+
+/// `gate_up_proj` [experts, 2 · inner, hidden], in each expert first the gate's rows, then the others, and `down_proj`
+/// [experts, hidden, inner].
+fn stacked_experts(b: &mut Builder, moe: &Moe) -> Result<()> {
+    let (experts, hidden) = (Dim(moe.experts, "number of experts"), b.config.hidden_dim());
+    let inner = moe.intermediate;
+    let two = Dim(2 * inner, "2 · moe_intermediate_size");
+    let gate_up = b.take("mlp.experts.gate_up_proj", &[experts, two, hidden])?;
+    let down = b.take("mlp.experts.down_proj", &[experts, hidden, Dim(inner, "moe_intermediate_size")])?;
+    for (class, mlx, gguf, source, rows, of, columns) in [
+        (Class::ExpertGate, "mlp.switch_mlp.gate_proj", "ffn_gate_exps", gate_up, 0..inner, two.0, hidden.0),
+        (Class::ExpertUp, "mlp.switch_mlp.up_proj", "ffn_up_exps", gate_up, inner..two.0, two.0, hidden.0),
+        (Class::ExpertDown, "mlp.switch_mlp.down_proj", "ffn_down_exps", down, 0..hidden.0, hidden.0, inner),
+    ] {
+        let module = Module { source: "", mlx, gguf };
+        b.per_head(class, module, source, experts.0, of, rows, columns, Map::Identity);
     }
     Ok(())
 }

@@ -8,9 +8,12 @@ mod builder;
 mod common;
 mod deepseek_v3;
 mod gguf;
+mod glm_moe_dsa;
 mod llama;
 mod mistral;
+mod mistral4;
 mod mixtral;
+mod mla;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
@@ -20,7 +23,7 @@ pub use gguf::gguf_tensors;
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Value};
 use crate::output::OutputTensor;
 use crate::tensor::TensorSource;
 
@@ -47,8 +50,10 @@ struct Family {
 
 static FAMILIES: &[Family] = &[
     deepseek_v3::DEEPSEEK_V3,
+    glm_moe_dsa::GLM_MOE_DSA,
     llama::LLAMA,
     mistral::MISTRAL,
+    mistral4::MISTRAL4,
     mixtral::MIXTRAL,
     qwen2::QWEN2,
     qwen3::QWEN3,
@@ -119,6 +124,10 @@ impl Keys {
     }
 
     fn text(&mut self, key: &str, value: &str) {
+        self.set(key, value);
+    }
+
+    fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.metadata.set(format!("{}.{key}", self.arch), value);
     }
 }

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::gguf::Value;
 use crate::output::{Class, Content, Map, Part};
 use crate::tensor::{Dtype, SourceFile, TensorId, TensorMeta};
+
+mod mla;
 
 /// A source that has an index only.
 struct Index {
@@ -387,7 +388,7 @@ fn contradictions_are_named() {
     assert!(message.contains("tensor `lm_head.weight` is missing"), "{message}");
     let message = refused(&ModelConfig { model_type: "mamba9".into(), ..good.clone() }, &llama());
     assert!(
-        message.contains("`model_type` is `mamba9`; known are deepseek_v3, llama, mistral,"),
+        message.contains("`model_type` is `mamba9`; known are deepseek_v3, glm_moe_dsa, llama,"),
         "{message}"
     );
 
