@@ -1,4 +1,6 @@
-//! Numbers for people: sizes, rates, durations.
+//! Numbers for people, and from them.
+
+pub use verify::text::{bytes, count, duration};
 
 /// A size as people write it: `45GB`, `5 GiB`, `700M`, `1234`. Powers of 1000, or of 1024 with an `i`.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -24,38 +26,6 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         return Err(format!("`{text}` is out of range"));
     }
     Ok(bytes as u64)
-}
-
-/// Bytes with a decimal unit: `404.43 GB`.
-pub fn bytes(n: u64) -> String {
-    scaled(n as f64, &["B", "kB", "MB", "GB", "TB", "PB"])
-}
-
-/// A count with a suffix: `671.03 B`.
-pub fn count(n: u64) -> String {
-    scaled(n as f64, &["", "K", "M", "B", "T", "Q"]).trim_end().to_owned()
-}
-
-fn scaled(mut n: f64, units: &[&str]) -> String {
-    let mut unit = 0;
-    while n >= 1000.0 && unit + 1 < units.len() {
-        n /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} {}", units[0]) } else { format!("{n:.2} {}", units[unit]) }
-}
-
-/// `47 s`, `3 min 20 s`, `2 h 5 min`.
-pub fn duration(seconds: f64) -> String {
-    if seconds < 10.0 {
-        return format!("{seconds:.1} s");
-    }
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {} s", s / 60, s % 60),
-        _ => format!("{} h {} min", s / 3600, s % 3600 / 60),
-    }
 }
 
 /// The peak resident memory of this process in bytes, if the system tells.
@@ -85,16 +55,5 @@ mod tests {
         for text in ["", "GB", "-1", "5 apples", "0", "1e30TB"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        assert_eq!(bytes(404_430_000_000), "404.43 GB");
-        assert_eq!(bytes(12), "12 B");
-        assert_eq!(count(671_026_000_000), "671.03 B");
-        assert_eq!(count(999), "999");
-        assert_eq!(duration(3.21), "3.2 s");
-        assert_eq!(duration(200.4), "3 min 20 s");
-        assert_eq!(duration(7500.0), "2 h 5 min");
     }
 }

@@ -3,6 +3,7 @@
 //! - [`options`]: what is to be evaluated.
 //! - [`outcome`]: what was found, out of [`metrics`] (with the [`histogram`] of divergences) and a [`description`] of each
 //!   model.
+//! - [`verdict`]: what the figures come to, in words; [`report`]: all of it as a page.
 //! - [`progress`]: how an evaluation tells what it does.
 //! - [`weights`], [`hyper`]: any container, seen through GGUF's names, conventions and metadata.
 //! - [`families`]: the graphs, written in [`ops`]; [`mixture`] for their experts.
@@ -27,7 +28,10 @@ pub mod ops;
 pub mod options;
 pub mod outcome;
 pub mod progress;
+pub mod report;
 pub mod store;
+pub mod text;
+pub mod verdict;
 pub mod weights;
 pub mod windows;
 
