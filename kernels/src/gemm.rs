@@ -41,6 +41,18 @@ impl<'a> Panels<'a> {
         assert_eq!(values.len(), Panels::len(rows, k));
         Panels { values, rows, k, stride: k * PANEL }
     }
+
+    /// Rows `first .. first + rows`; `first` begins a panel.
+    pub(crate) fn rows(self, first: usize, rows: usize) -> Panels<'a> {
+        assert!(first.is_multiple_of(PANEL) && first + rows <= self.rows);
+        Panels { values: &self.values[first / PANEL * self.stride..], rows, ..self }
+    }
+
+    /// Columns `first .. first + k`.
+    pub(crate) fn columns(self, first: usize, k: usize) -> Panels<'a> {
+        assert!(first + k <= self.k);
+        Panels { values: &self.values[first * PANEL..], k, ..self }
+    }
 }
 
 /// Packs `weights` `[rows][k]` into `packed`, which has [`Panels::len`] elements.
