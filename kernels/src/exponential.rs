@@ -15,7 +15,6 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
 
 /// `exp(x)` for `x <= 0` as a sum of two floats, whose relative error is below 2⁻²⁶ while neither is denormal.
 #[inline(always)]
-#[allow(dead_code, reason = "for the KL divergence")]
 pub(crate) fn exp_pair<S: Simd>(s: S, x: S::F32) -> (S::F32, S::F32) {
     let (n, r, rest) = parts(s, x);
     let (high, low) = one_plus(s, r, rest);
