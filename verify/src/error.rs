@@ -41,6 +41,14 @@ pub enum Error {
         /// The architecture.
         arch: String,
     },
+    /// A model's tokenizer is missing or can't be used.
+    #[error("{path}: {problem}; give the text as token ids (--tokens) instead")]
+    Tokenizer {
+        /// The file, or the folder where it should be.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A token that the model doesn't have.
     #[error(
         "token {token} at position {position} of sequence {sequence} is not in the vocabulary of {vocabulary}: \

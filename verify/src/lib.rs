@@ -9,6 +9,7 @@
 //! - [`families`]: the graphs, written in [`ops`]; [`mixture`] for their experts.
 //! - [`cpu`]: the operations on the processor.
 //! - [`forward`]: a model over all tokens, layer by layer.
+//! - [`tokenizer`]: from text to token ids.
 //! - [`windows`]: the sequences and what is scored of them.
 //! - [`damage`]: where along the layers and in which weights the damage is.
 //! - [`hidden`], [`store`]: the hidden states of all tokens, in memory or on disk.
@@ -31,6 +32,7 @@ pub mod progress;
 pub mod report;
 pub mod store;
 pub mod text;
+pub mod tokenizer;
 pub mod verdict;
 pub mod weights;
 pub mod windows;
@@ -39,3 +41,4 @@ pub use error::{Error, Result};
 pub use options::{Input, Options};
 pub use outcome::Outcome;
 pub use progress::Progress;
+pub use tokenizer::Tokenizer;

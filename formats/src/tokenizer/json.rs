@@ -194,7 +194,7 @@ pub(super) fn add(added: &[Added], tokens: &mut Vec<Token>, limit: usize) -> Res
         if tokens.get(added.id).is_some_and(|old| old.kind == Kind::Unknown && old.text == added.content) {
             continue;
         }
-        let token = if added.special || looks_special(&added.content) {
+        let token = if super::is_control(&added.content, added.special) {
             Token { text: added.content.clone(), score: -1000.0, kind: Kind::Control }
         } else {
             // llama.cpp looks for these in the text as it is, before spaces become `▁`.
@@ -225,7 +225,7 @@ fn is_byte(text: &str) -> bool {
 }
 
 /// Added tokens that some models forgot to mark as special (`does_token_look_special` in llama.cpp's converter).
-fn looks_special(text: &str) -> bool {
+pub(super) fn looks_special(text: &str) -> bool {
     ["<pad>", "<mask>", "<2mass>", "[@BOS@]"].contains(&text)
         || [("<|", "|>"), ("<｜", "｜>"), ("<unused", ">")]
             .iter()

@@ -5,7 +5,7 @@
 //! `conversion/base.py`.
 
 mod json;
-mod pre;
+pub mod pre;
 mod sentencepiece;
 mod special;
 
@@ -65,6 +65,27 @@ pub fn gguf_metadata(folder: &Path, config: &ModelConfig) -> Result<Metadata> {
     };
     special.write(&files, &tokens, &mut metadata)?;
     Ok(metadata)
+}
+
+/// The id of the token that a text must begin with, if the model whose `tokenizer.json` is in `folder` asks for one. What
+/// [`gguf_metadata`] writes as `tokenizer.ggml.add_bos_token` and `bos_token_id`.
+///
+/// # Errors
+/// If a file of the tokenizer is missing, malformed, or none that llama.cpp runs.
+pub fn first_token(folder: &Path) -> Result<Option<u32>> {
+    let files = Files { folder };
+    let fail = |problem| files.error("tokenizer.json", problem);
+    let text = files.read("tokenizer.json")?.ok_or_else(|| fail("is missing".to_owned()))?;
+    let json = TokenizerJson::parse(&text).map_err(fail)?;
+    let tokens = json.tokens(MAX_VOCAB as usize).map_err(fail)?;
+    let special = Special::read(&files, Some(&json))?;
+    Ok(special.first_token(&tokens, !json.is_byte_level()))
+}
+
+/// Whether a token that a `tokenizer.json` adds is a control token, which is never found in a text: because it is marked so,
+/// or because its text says what the mark should have said.
+pub fn is_control(text: &str, marked: bool) -> bool {
+    marked || json::looks_special(text)
 }
 
 /// `tokenizer.ggml.model` = `gpt2`.

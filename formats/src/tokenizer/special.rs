@@ -42,18 +42,26 @@ impl Special {
         }
         // llama.cpp's defaults depend on the name of the pre-tokenizer: say it outright.
         let sentencepiece = metadata.get("tokenizer.ggml.scores").is_some();
-        let (first, last) = self.template.clone().unwrap_or_default();
-        for (role, puts, default) in [("bos", first, sentencepiece), ("eos", last, false)] {
-            let said = self.config.get(format!("add_{role}_token")).and_then(Value::as_bool);
-            let token = self.text(role);
-            let by_template = self.template.is_some().then(|| puts.is_some() && puts.as_deref() == token);
-            let has_id = metadata.get(&format!("tokenizer.ggml.{role}_token_id")).is_some();
-            metadata.set(
-                format!("tokenizer.ggml.add_{role}_token"),
-                has_id && said.or(by_template).unwrap_or(default),
-            );
+        for (role, default) in [("bos", sentencepiece), ("eos", false)] {
+            let adds = self.added(role, tokens, default).is_some();
+            metadata.set(format!("tokenizer.ggml.add_{role}_token"), adds);
         }
         self.chat_template(files, metadata)
+    }
+
+    /// The token that every text begins with.
+    pub fn first_token(&self, tokens: &[Token], sentencepiece: bool) -> Option<u32> {
+        self.added("bos", tokens, sentencepiece)
+    }
+
+    /// The token of a role (`bos`, `eos`), if the tokenizer puts it around a text. `default` decides if no file says.
+    fn added(&self, role: &str, tokens: &[Token], default: bool) -> Option<u32> {
+        let said = self.config.get(format!("add_{role}_token")).and_then(Value::as_bool);
+        let by_template = self.template.as_ref().map(|(first, last)| {
+            let puts = if role == "bos" { first } else { last };
+            puts.is_some() && puts.as_deref() == self.text(role)
+        });
+        self.id(role, tokens).filter(|_| said.or(by_template).unwrap_or(default))
     }
 
     /// The token of a role, by its text.
