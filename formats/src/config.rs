@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::keys::Keys;
 
+const PARTIAL: &str = "partial_rotary_factor";
+
 /// A model's hyper-parameters. Sizes are between 1 and 2³² − 1, so that the product of two fits `u64`.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
@@ -80,6 +82,8 @@ pub struct SourceQuantization {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
+    /// Which part of a head's dimensions is rotated (`partial_rotary_factor`), if the file says.
+    pub partial: Option<f64>,
     /// How they are stretched for long contexts.
     pub scaling: RopeScaling,
 }
@@ -104,6 +108,18 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// Context of pretraining.
         original: u64,
+    },
+    /// Each frequency by a divisor of its own, one list up to the context of pretraining and one past it (LongRoPE,
+    /// <https://arxiv.org/abs/2402.13753>).
+    LongRope {
+        /// Divisors for contexts no longer than `original`.
+        short: Vec<f64>,
+        /// Divisors for longer ones.
+        long: Vec<f64>,
+        /// Context of pretraining.
+        original: u64,
+        /// Multiplier of cos and sin.
+        attention_factor: f64,
     },
     /// YaRN (<https://arxiv.org/abs/2309.00071>).
     Yarn {
@@ -278,9 +294,11 @@ impl Keys {
         };
         let theta = self.number("rope_theta")?;
         let Some(p) = parameters else {
-            return Ok(Rope { theta: theta.unwrap_or(10_000.0), scaling: RopeScaling::None });
+            let theta = theta.unwrap_or(10_000.0);
+            return Ok(Rope { theta, partial: self.number(PARTIAL)?, scaling: RopeScaling::None });
         };
         let theta = p.number("rope_theta")?.or(theta).unwrap_or(10_000.0);
+        let partial = p.number(PARTIAL)?.or(self.number(PARTIAL)?);
         let kind = match p.text("rope_type")? {
             Some(kind) => kind,
             None => p.text("type")?.unwrap_or("default"),
@@ -312,12 +330,44 @@ impl Keys {
                 mscale: p.number("mscale")?,
                 mscale_all_dim: p.number("mscale_all_dim")?,
             },
+            "longrope" | "su" => {
+                let original = original()?;
+                RopeScaling::LongRope {
+                    short: p.factors("short_factor")?,
+                    long: p.factors("long_factor")?,
+                    original,
+                    attention_factor: self.longrope_attention_factor(&p, original)?,
+                }
+            }
             other => {
-                let problem = format!("is `{other}`; known are default, linear, llama3, yarn");
+                let problem = format!("is `{other}`; known are default, linear, llama3, longrope, yarn");
                 return Err(self.error("rope scaling's type", problem));
             }
         };
-        Ok(Rope { theta, scaling })
+        Ok(Rope { theta, partial, scaling })
+    }
+
+    /// The multiplier of LongRoPE's cos and sin: stated, or by the extension of the context (transformers:
+    /// `_compute_longrope_parameters`).
+    fn longrope_attention_factor(&self, parameters: &Keys, original: u64) -> Result<f64> {
+        if let Some(stated) = parameters.number("attention_factor")? {
+            return Ok(stated);
+        }
+        let original = original as f64;
+        let extension = match parameters.number("factor")? {
+            Some(factor) => factor,
+            None => self.size("max_position_embeddings")? as f64 / original,
+        };
+        Ok(if extension > 1.0 { (1.0 + extension.ln() / original.ln()).sqrt() } else { 1.0 })
+    }
+
+    /// A list of positive numbers.
+    fn factors(&self, key: &str) -> Result<Vec<f64>> {
+        let value = self.get(key).ok_or_else(|| self.missing(key))?;
+        match serde_json::from_value::<Vec<f64>>(value.clone()) {
+            Ok(list) if list.iter().all(|&factor| factor > 0.0) => Ok(list),
+            _ => Err(self.error(key, "is no list of positive numbers")),
+        }
     }
 
     fn moe(&self) -> Result<Option<Moe>> {
@@ -432,6 +482,36 @@ mod tests {
         assert_eq!(old.rope.theta, 500_000.0);
         assert_eq!((old.dtype, new.dtype), (Some(FloatType::F16), Some(FloatType::F16)));
         assert_eq!((old.head_dim, old.kv_heads), (16, 4));
+        let old = parse(&format!("{{{SMALL}, \"partial_rotary_factor\": 0.5}}")).unwrap();
+        let new =
+            parse(&format!("{{{SMALL}, \"rope_parameters\": {{\"partial_rotary_factor\": 0.5}}}}")).unwrap();
+        assert_eq!((old.rope.partial, new.rope), (Some(0.5), old.rope));
+    }
+
+    /// The multiplier of Phi 3.5 mini: √(1 + ln 32 / ln 4096).
+    #[test]
+    fn longrope() {
+        let text = |rope: &str| {
+            format!(
+                r#"{{{SMALL}, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+                "rope_scaling": {{"long_factor": [1.5, 64], "short_factor": [1, 1.25], {rope}}}}}"#
+            )
+        };
+        for (rope, factor) in [
+            (r#""type": "longrope""#, 1.190_238_071_4),
+            (r#""type": "su", "factor": 1.0"#, 1.0),
+            (r#""rope_type": "longrope", "attention_factor": 1.5"#, 1.5),
+        ] {
+            let RopeScaling::LongRope { short, long, original, attention_factor } =
+                parse(&text(rope)).unwrap().rope.scaling
+            else {
+                panic!("{rope}")
+            };
+            assert_eq!((short, long, original), (vec![1.0, 1.25], vec![1.5, 64.0], 4096));
+            assert!((attention_factor - factor).abs() < 1e-9, "{attention_factor}");
+        }
+        let error = parse(&text(r#""type": "su""#).replace("64]", "0]")).unwrap_err().to_string();
+        assert!(error.contains("`long_factor` is no list of positive numbers"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::families;
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Value};
 use crate::model_card::ModelCard;
 use crate::output::{Class, Content, OutputTensor};
 use crate::tokenizer;
@@ -54,11 +54,12 @@ pub fn of_checkpoint(
     let name = model_name(&card, config);
     let parts = name.as_deref().map(NameParts::of).unwrap_or_default();
     let size = parts.size.clone().unwrap_or_else(|| size_label(tensors));
+    let tokenizer = tokenizer::gguf_metadata(folder, config)?;
 
     let mut metadata = Metadata::new();
     metadata.set_some("general.architecture", hyper_parameters.get("general.architecture").cloned());
     metadata.set("general.type", "model");
-    metadata.set("general.name", name.unwrap_or_else(|| format!("{} {size}", config.model_type)));
+    metadata.set("general.name", name.unwrap_or_else(|| format!("{} {size}", series(config, &tokenizer))));
     metadata.set_some("general.version", parts.version);
     metadata.set_some("general.finetune", parts.finetune);
     metadata.set_some("general.basename", parts.base);
@@ -70,8 +71,15 @@ pub fn of_checkpoint(
     sampling(folder, &mut metadata)?;
     provenance.write(&mut metadata);
     metadata.extend(hyper_parameters);
-    metadata.extend(tokenizer::gguf_metadata(folder, config)?);
+    metadata.extend(tokenizer);
     Ok(metadata)
+}
+
+/// What to call a model that has no name. llama.cpp asks a vocabulary whose model's name contains `phi3` for the special tokens
+/// of Phi 3's tokenizer, or doesn't load it: Phi 4 is of the same family but byte-level.
+fn series<'a>(config: &'a ModelConfig, tokenizer: &Metadata) -> &'a str {
+    let byte_level = tokenizer.get("tokenizer.ggml.model").and_then(Value::as_str) == Some("gpt2");
+    if config.model_type == "phi3" && byte_level { "phi4" } else { &config.model_type }
 }
 
 /// The metadata of a GGUF file made from another one: its own, with a new provenance.
@@ -299,6 +307,11 @@ mod tests {
         };
         let card = ModelCard::default();
         assert_eq!(name(None, &card), None);
+        let mut tokenizer = Metadata::new();
+        tokenizer.set("tokenizer.ggml.model", "gpt2");
+        let phi = ModelConfig { model_type: "phi3".into(), ..config.clone() };
+        assert_eq!((series(&phi, &tokenizer), series(&config, &tokenizer)), ("phi4", "llama"));
+        assert_eq!(series(&phi, &Metadata::new()), "phi3");
         assert_eq!(name(Some("org/Model-7B"), &card).as_deref(), Some("Model-7B"));
         for path in ["/home/me/model", "./model", "model", "a/b/c", "~/model"] {
             assert_eq!(name(Some(path), &card), None, "{path}");

@@ -3,8 +3,9 @@
 
 use serde_json::{Map, Value};
 
-/// Adds `rope_theta` and `rope_scaling` beside `rope_parameters`, `torch_dtype` beside `dtype`, `num_experts` beside
-/// `num_local_experts`, and what transformers' GLM 5 always does. What is there stays.
+/// Adds `rope_theta`, `partial_rotary_factor` and `rope_scaling` (with `type`) beside `rope_parameters`, `torch_dtype` beside
+/// `dtype`, `num_experts` beside `num_local_experts`, MiniMax M2's shared expert of no width, and what transformers' GLM 5 always
+/// does. What is there stays.
 pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
     if let Some(Value::Object(inner)) = config.get_mut("text_config") {
         add_older_keys(inner);
@@ -15,11 +16,18 @@ pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
     ];
     if let Some(Value::Object(rope)) = config.get("rope_parameters") {
         older.push(("rope_theta", rope.get("rope_theta").cloned()));
-        if rope.get("rope_type").is_some_and(|kind| kind != "default") {
-            let scaling = rope.iter().filter(|(key, _)| *key != "rope_theta");
-            let scaling: Map<_, _> = scaling.map(|(key, value)| (key.clone(), value.clone())).collect();
-            older.push(("rope_scaling", Some(scaling.into())));
+        older.push(("partial_rotary_factor", rope.get("partial_rotary_factor").cloned()));
+        let mut scaling = Value::Null;
+        if let Some(kind) = rope.get("rope_type").filter(|kind| *kind != "default") {
+            let rest = rope.iter().filter(|(key, _)| *key != "rope_theta" && *key != "partial_rotary_factor");
+            let mut rest: Map<_, _> = rest.map(|(key, value)| (key.clone(), value.clone())).collect();
+            rest.entry("type").or_insert(kind.clone());
+            scaling = rest.into();
         }
+        older.push(("rope_scaling", Some(scaling)));
+    }
+    if config.get("model_type").is_some_and(|kind| kind == "minimax_m2") {
+        older.push(("shared_intermediate_size", Some(0.into())));
     }
     if config.get("model_type").is_some_and(|kind| kind == "glm_moe_dsa") {
         let fixed = [
@@ -54,11 +62,19 @@ mod tests {
             "rope_parameters": {"rope_theta": 5e5, "rope_type": "yarn", "factor": 4.0}});
         let config = completed(new.clone());
         assert_eq!(config["rope_theta"], 5e5);
-        assert_eq!(config["rope_scaling"], json!({"rope_type": "yarn", "factor": 4.0}));
+        assert_eq!(config["rope_scaling"], json!({"rope_type": "yarn", "factor": 4.0, "type": "yarn"}));
         assert_eq!((&config["torch_dtype"], &config["num_experts"]), (&json!("bfloat16"), &json!(8)));
         assert_eq!(completed(json!({"text_config": new}))["text_config"], config);
-        let plain = completed(json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}));
-        assert_eq!((plain.get("rope_theta"), plain.get("rope_scaling")), (Some(&json!(1e4)), None));
+        let plain = json!({"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5});
+        let plain = completed(json!({"rope_parameters": plain, "model_type": "minimax_m2"}));
+        assert_eq!(
+            (plain.get("rope_theta"), plain.get("rope_scaling")),
+            (Some(&json!(1e4)), Some(&Value::Null))
+        );
+        assert_eq!(
+            (&plain["partial_rotary_factor"], &plain["shared_intermediate_size"]),
+            (&json!(0.5), &json!(0))
+        );
     }
 
     #[test]

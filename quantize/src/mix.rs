@@ -178,7 +178,9 @@ pub fn choose(
     overrides: &Overrides,
 ) -> Result<Choices> {
     overrides.check_used(tensors)?;
-    let values = tensors.iter().filter(|tensor| is_value(tensor.class)).count();
+    // llama.cpp counts fused tensors here, but not in the running number.
+    let is_any_value = |tensor: &&OutputTensor| is_value(tensor.class) || tensor.class == Class::AttnQkv;
+    let values = tensors.iter().filter(is_any_value).count();
     let tied = !tensors.iter().any(|tensor| tensor.class == Class::Output);
     let mut seen = 0;
     let mut choices = Choices::default();
@@ -201,9 +203,9 @@ pub fn choose(
     Ok(choices)
 }
 
-/// Whether a tensor makes attention's values, where damage shows most.
+/// Whether a tensor makes attention's values alone, where damage shows most.
 fn is_value(class: Class) -> bool {
-    matches!(class, Class::AttnV | Class::AttnQkv | Class::AttnKvA)
+    matches!(class, Class::AttnV | Class::AttnKvA)
 }
 
 /// One tensor's circumstances.
@@ -230,6 +232,7 @@ impl Rules<'_> {
             Class::Embedding | Class::Output if self.mix.is_fp4() => "q8_0",
             Class::Output => "q6_k",
             Class::Embedding if self.tied => "q6_k",
+            Class::AttnQkv => self.fused(),
             class if is_value(class) => self.value(),
             Class::AttnK if self.facts.experts == 8 => "q8_0",
             Class::FfnDown | Class::SharedDown | Class::ExpertDown => self.down(tensor.layer.unwrap_or(0)),
@@ -253,6 +256,15 @@ impl Rules<'_> {
             _ => base,
         };
         if self.facts.is_70b && ["q3_k", "q4_k"].contains(&chosen) { "q5_k" } else { chosen }
+    }
+
+    fn fused(&self) -> &'static str {
+        match (self.mix.base, self.mix.size) {
+            ("q3_k", Size::Medium | Size::Large) => "q4_k",
+            ("q4_k", Size::Medium) => "q5_k",
+            ("q5_k", Size::Medium) => "q6_k",
+            (base, _) => base,
+        }
     }
 
     fn down(&self, layer: u32) -> &'static str {

@@ -18,6 +18,12 @@ impl ModelConfig {
     fn key_dim(&self) -> Dim {
         Dim(self.kv_heads * self.head_dim, "num_key_value_heads · head_dim")
     }
+
+    /// The rotated dimensions of a head, for a family that rotates the share `default` where the file doesn't say.
+    pub(super) fn rotary_width(&self, default: f64) -> u64 {
+        // The same truncation as in transformers and in llama.cpp's converter.
+        (self.head_dim as f64 * self.rope.partial.unwrap_or(default)) as u64
+    }
 }
 
 /// Embedding, then `block` for each layer, then the final norm and the head.
@@ -38,16 +44,24 @@ pub(super) fn model(b: &mut Builder, block: impl Fn(&mut Builder, u32) -> Result
     Ok(())
 }
 
-/// GGUF states Llama 3's RoPE scaling as a divisor for each rotary frequency.
+/// GGUF states Llama 3's and LongRoPE's scaling as a divisor for each rotary frequency.
 fn rope_freqs(b: &mut Builder) {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } = b.config.rope.scaling
-    else {
-        return;
-    };
     if b.target != Target::Gguf {
         return;
     }
-    let (theta, width, original) = (b.config.rope.theta, b.config.head_dim, original as f64);
+    let config = b.config;
+    let mut push = |name: &str, values: Vec<f32>| {
+        b.push(name.into(), Class::Vector, false, &[values.len() as u64], Content::Values(values));
+    };
+    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } = config.rope.scaling
+    else {
+        if let RopeScaling::LongRope { short, long, .. } = &config.rope.scaling {
+            push("rope_factors_long.weight", long.iter().map(|&factor| factor as f32).collect());
+            push("rope_factors_short.weight", short.iter().map(|&factor| factor as f32).collect());
+        }
+        return;
+    };
+    let (theta, width, original) = (config.rope.theta, config.head_dim, original as f64);
     let divisor = |i: u64| {
         let wavelength = std::f64::consts::TAU * theta.powf(2.0 * i as f64 / width as f64);
         let turns = original / wavelength;
@@ -59,8 +73,7 @@ fn rope_freqs(b: &mut Builder) {
         let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
         (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
     };
-    let values: Vec<f32> = (0..width / 2).map(divisor).collect();
-    b.push("rope_freqs.weight".into(), Class::Vector, false, &[width / 2], Content::Values(values));
+    push("rope_freqs.weight", (0..width / 2).map(divisor).collect());
 }
 
 /// What attention has besides its four projections.
@@ -74,9 +87,20 @@ pub(super) struct Attention {
 
 /// Norm and grouped-query attention.
 pub(super) fn attention(b: &mut Builder, options: &Attention) -> Result<()> {
+    attention_norm(b)?;
+    projections(b, options)
+}
+
+/// The norm before attention.
+pub(super) fn attention_norm(b: &mut Builder) -> Result<()> {
+    let hidden = b.config.hidden_dim();
+    b.norm(same("input_layernorm", "attn_norm"), hidden)
+}
+
+/// Grouped-query attention without a norm before it.
+pub(super) fn projections(b: &mut Builder, options: &Attention) -> Result<()> {
     let config = b.config;
     let (hidden, q, kv) = (config.hidden_dim(), config.query_dim(), config.key_dim());
-    b.norm(same("input_layernorm", "attn_norm"), hidden)?;
     for name in ["q_proj", "k_proj", "v_proj"] {
         let bias = format!("self_attn.{name}.bias");
         if options.bias && !b.has(&bias) {
@@ -92,6 +116,22 @@ pub(super) fn attention(b: &mut Builder, options: &Attention) -> Result<()> {
         b.norm(same("self_attn.q_norm", "attn_q_norm"), head)?;
         b.norm(same("self_attn.k_norm", "attn_k_norm"), head)?;
     }
+    b.linear(Class::AttnOutput, same("self_attn.o_proj", "attn_output"), hidden, q)
+}
+
+/// Norms of queries and keys over all heads together.
+pub(super) fn whole_qk_norm(b: &mut Builder) -> Result<()> {
+    let (q, kv) = (b.config.query_dim(), b.config.key_dim());
+    b.norm(same("self_attn.q_norm", "attn_q_norm"), q)?;
+    b.norm(same("self_attn.k_norm", "attn_k_norm"), kv)
+}
+
+/// Grouped-query attention whose queries, keys and values are the rows of one matrix, and its norm.
+pub(super) fn fused_attention(b: &mut Builder) -> Result<()> {
+    let (hidden, q, kv) = (b.config.hidden_dim(), b.config.query_dim(), b.config.key_dim());
+    let rows = Dim(q.0 + 2 * kv.0, "(num_attention_heads + 2 · num_key_value_heads) · head_dim");
+    attention_norm(b)?;
+    b.linear(Class::AttnQkv, same("self_attn.qkv_proj", "attn_qkv"), rows, hidden)?;
     b.linear(Class::AttnOutput, same("self_attn.o_proj", "attn_output"), hidden, q)
 }
 
@@ -154,6 +194,15 @@ fn rope(config: &ModelConfig, keys: &mut Keys) -> Result<()> {
     match config.rope.scaling {
         // Llama 3's is a tensor: see `rope_freqs`.
         RopeScaling::None | RopeScaling::Llama3 { .. } => {}
+        // Tensors as well, but only one architecture's graph takes them.
+        RopeScaling::LongRope { original, attention_factor, .. } if keys.arch == "phi3" => {
+            keys.count("rope.scaling.original_context_length", original)?;
+            keys.number("rope.scaling.attn_factor", attention_factor);
+        }
+        RopeScaling::LongRope { .. } => {
+            let problem = format!("is `longrope`, which llama.cpp's {} can't run", keys.arch);
+            return Err(config.error("rope scaling's type", problem));
+        }
         RopeScaling::Linear { factor } => {
             keys.text("rope.scaling.type", "linear");
             keys.number("rope.scaling.factor", factor);
@@ -172,6 +221,12 @@ fn rope(config: &ModelConfig, keys: &mut Keys) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a router adds to its scores before choosing.
+pub(super) fn router_bias(b: &mut Builder, source: &str, experts: Dim) -> Result<()> {
+    let name = b.name(Module { source, mlx: source, gguf: "exp_probs_b.bias" }, "", false);
+    b.vector(source, name, Class::RouterBias, experts, None)
 }
 
 /// The experts of a layer, stacked in both targets. In the checkpoint they are one matrix each or stacked too.

@@ -5,7 +5,7 @@
 //! [heads, v, latent], and GGUF describes attention as if it had one key head of width latent + rope.
 
 use super::builder::{Builder, Dim, Module, same};
-use super::{Keys, Target, common};
+use super::{Keys, Target, common, mixture};
 use crate::config::{Mla, ModelConfig, Moe, RopeScaling, Scoring};
 use crate::error::Result;
 use crate::output::{Class, Map};
@@ -33,7 +33,7 @@ pub(super) fn model(
         more(b, layer)?;
         common::mlp_norm(b)?;
         if moe.has_experts(layer) {
-            mixture(b, moe, bias)
+            mixture::tensors(b, moe, bias)
         } else if layer >= moe.first_dense && b.target == Target::Gguf {
             let problem = format!("makes layer {layer} dense, which llama.cpp's graphs with MLA can't run");
             Err(b.config.error("moe_layer_freq", problem))
@@ -76,28 +76,6 @@ fn attention(b: &mut Builder, mla: &Mla) -> Result<()> {
     b.linear(Class::AttnOutput, same("self_attn.o_proj", "attn_output"), hidden, values)
 }
 
-/// Routed experts, and one for all tokens. mlx-lm's routers with a correction bias are no `Linear`.
-fn mixture(b: &mut Builder, moe: &Moe, bias: bool) -> Result<()> {
-    let (hidden, experts) = (b.config.hidden_dim(), Dim(moe.experts, "n_routed_experts"));
-    b.router(same("mlp.gate", "ffn_gate_inp"), experts, hidden, !bias)?;
-    if bias {
-        let bias = Module {
-            source: "mlp.gate.e_score_correction_bias",
-            mlx: "mlp.gate.e_score_correction_bias",
-            gguf: "exp_probs_b.bias",
-        };
-        b.vector(bias.source, b.name(bias, "", false), Class::RouterBias, experts, None)?;
-    }
-    common::experts(b, moe)?;
-    if moe.shared > 0 {
-        let inner = Dim(moe.intermediate * moe.shared, "moe_intermediate_size · n_shared_experts");
-        b.linear(Class::SharedGate, same("mlp.shared_experts.gate_proj", "ffn_gate_shexp"), inner, hidden)?;
-        b.linear(Class::SharedUp, same("mlp.shared_experts.up_proj", "ffn_up_shexp"), inner, hidden)?;
-        b.linear(Class::SharedDown, same("mlp.shared_experts.down_proj", "ffn_down_shexp"), hidden, inner)?;
-    }
-    Ok(())
-}
-
 /// The hyper-parameters; `scoring` is how the family's router scores where the file doesn't say.
 pub(super) fn metadata(config: &ModelConfig, keys: &mut Keys, scoring: Scoring) -> Result<()> {
     let (mla, moe) = parts(config)?;
@@ -120,11 +98,5 @@ pub(super) fn metadata(config: &ModelConfig, keys: &mut Keys, scoring: Scoring) 
         // llama.cpp's deepseek2 reads the key with this factor in it.
         keys.number("rope.scaling.yarn_log_multiplier", 0.1 * mscale);
     }
-    keys.count("leading_dense_block_count", moe.first_dense.into())?;
-    keys.count("expert_feed_forward_length", moe.intermediate)?;
-    keys.count("expert_shared_count", moe.shared)?;
-    common::gating(moe.scoring.unwrap_or(scoring), keys)?;
-    keys.number("expert_weights_scale", moe.scale.unwrap_or(1.0));
-    keys.flag("expert_weights_norm", moe.normalize.unwrap_or(true));
-    Ok(())
+    mixture::metadata(moe, keys, scoring)
 }

@@ -8,15 +8,21 @@ mod builder;
 mod common;
 mod deepseek_v3;
 mod gguf;
+mod glm4_moe;
 mod glm_moe_dsa;
 mod llama;
+mod minimax_m2;
 mod mistral;
 mod mistral4;
 mod mixtral;
+mod mixture;
 mod mla;
+mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod smollm3;
 
 use builder::Builder;
 pub use gguf::gguf_tensors;
@@ -50,14 +56,19 @@ struct Family {
 
 static FAMILIES: &[Family] = &[
     deepseek_v3::DEEPSEEK_V3,
+    glm4_moe::GLM4_MOE,
     glm_moe_dsa::GLM_MOE_DSA,
     llama::LLAMA,
+    minimax_m2::MINIMAX_M2,
     mistral::MISTRAL,
     mistral4::MISTRAL4,
     mixtral::MIXTRAL,
+    olmo2::OLMO2,
+    phi3::PHI3,
     qwen2::QWEN2,
     qwen3::QWEN3,
     qwen3_moe::QWEN3_MOE,
+    smollm3::SMOLLM3,
 ];
 
 /// The model types that can be converted.

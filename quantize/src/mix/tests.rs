@@ -291,6 +291,31 @@ fn mixtures() {
     assert_eq!(of(&chosen, &tensors, "token_embd.weight"), "q8_0");
 }
 
+/// llama.cpp gives queries, keys and values in one matrix a rule of their own, the same in every layer.
+#[test]
+fn fused_attention() {
+    let (config, mut tensors) = llama(8, 256, 512, 4, 4, 256);
+    tensors.retain(|tensor| ![Class::AttnQ, Class::AttnK].contains(&tensor.class));
+    for tensor in tensors.iter_mut().filter(|tensor| tensor.class == Class::AttnV) {
+        tensor.class = Class::AttnQkv;
+    }
+    for (mix, expected) in [
+        ("q2_k", "q2_k"),
+        ("q3_k_s", "q3_k"),
+        ("q3_k_m", "q4_k"),
+        ("q3_k_l", "q4_k"),
+        ("q4_k_s", "q4_k"),
+        ("q4_k_m", "q5_k"),
+        ("q5_k_m", "q6_k"),
+        ("q8_0", "q8_0"),
+    ] {
+        let chosen = choices(mix, &config, &tensors);
+        let found: Vec<_> =
+            (0..8).map(|i| of(&chosen, &tensors, &format!("blk.{i}.attn_v.weight"))).collect();
+        assert_eq!(found, [expected; 8], "{mix}");
+    }
+}
+
 #[test]
 fn mlx_leaves_norms_routers_and_odd_rows_in_full() {
     let (_, mut tensors) = llama(1, 256, 512, 4, 4, 256);
