@@ -49,6 +49,17 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// Attention to selected tokens only, which isn't built: as long as all are selected it is the plain one.
+    #[error(
+        "a sequence has {length} tokens, and beyond {selected} this model attends to selected ones only, which can't be \
+         evaluated yet: give a smaller --context"
+    )]
+    SparseAttention {
+        /// Tokens of the sequence.
+        length: usize,
+        /// Tokens that are selected.
+        selected: usize,
+    },
     /// A token that the model doesn't have.
     #[error(
         "token {token} at position {position} of sequence {sequence} is not in the vocabulary of {vocabulary}: \

@@ -131,6 +131,8 @@ pub trait Ops: Sync {
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
     /// x ← factor · x.
     fn scale(&self, x: &mut Self::Tensor, factor: f32);
+    /// Each row times its own factor.
+    fn scale_rows(&self, x: &mut Self::Tensor, factors: &[f32]);
     /// x ← cap · tanh(x / cap).
     fn soft_cap(&self, x: &mut Self::Tensor, cap: f32);
     /// x ← x · σ(gate); `gate` has the shape of x, or one column.

@@ -59,4 +59,4 @@ macro_rules! oracles {
     )*};
 }
 
-oracles! { llama3 mistral mixtral qwen2 qwen3 qwen3_moe }
+oracles! { deepseek_v3 glm_moe_dsa llama3 mistral mistral4 mixtral qwen2 qwen3 qwen3_moe }

@@ -94,7 +94,11 @@ pub(super) fn metadata(config: &ModelConfig, keys: &mut Keys, scoring: Scoring) 
         // llama.cpp has no key for it and takes the model's own.
         keys.number("attention.latent_layer_norm_rms_epsilon", LATENT_EPS);
     }
-    if let RopeScaling::Yarn { mscale_all_dim: Some(mscale), .. } = config.rope.scaling {
+    if let RopeScaling::Yarn { mscale_all_dim: Some(mscale), mscale: of_rotation, .. } = config.rope.scaling {
+        if of_rotation.is_some_and(|other| other != mscale) {
+            return Err(config
+                .error("mscale", format!("is not mscale_all_dim, {mscale}: llama.cpp has no key for it")));
+        }
         // llama.cpp's deepseek2 reads the key with this factor in it.
         keys.number("rope.scaling.yarn_log_multiplier", 0.1 * mscale);
     }

@@ -172,6 +172,11 @@ impl Ops for Cpu<'_> {
         x.values.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
     }
 
+    fn scale_rows(&self, x: &mut Rows, factors: &[f32]) {
+        let rows = x.values.par_chunks_mut(x.columns).zip(factors);
+        rows.for_each(|(row, factor)| row.iter_mut().for_each(|x| *x *= factor));
+    }
+
     fn soft_cap(&self, x: &mut Rows, cap: f32) {
         x.values.par_chunks_mut(CHUNK).for_each(|x| activations::soft_cap(Isa::detect(), x, cap));
     }

@@ -3,9 +3,10 @@
 use kernels::rope::Pairs;
 
 use crate::error::Result;
+use crate::hidden::Hidden;
 use crate::hyper::Hyper;
 use crate::mixture::{Choice, Mixture, Mlp, Scoring};
-use crate::ops::{Activation, Rotary};
+use crate::ops::{Activation, Ops, Rotary};
 use crate::weights::{Linear, Weights};
 
 /// A head of its own, or else the embedding.
@@ -94,6 +95,53 @@ fn mlp_named(
         down: weights.linear(&format!("{prefix}down{suffix}"), width, inner)?,
         activation,
     })
+}
+
+/// What follows attention.
+pub(super) enum FeedForward {
+    Dense(Mlp),
+    Experts(Box<Mixture>),
+}
+
+impl FeedForward {
+    /// A layer's mixture, or its MLP if it has none.
+    pub fn read(
+        weights: &Weights,
+        layer: usize,
+        width: usize,
+        activation: Activation,
+        defaults: &RouterDefaults,
+    ) -> Result<FeedForward> {
+        Ok(match mixture(weights, layer, width, activation, defaults)? {
+            Some(mixture) => FeedForward::Experts(Box::new(mixture)),
+            None => FeedForward::Dense(mlp(weights, layer, width, activation)?),
+        })
+    }
+
+    /// The inner width that every token needs at once.
+    pub fn inner(&self) -> usize {
+        match self {
+            FeedForward::Dense(mlp) => mlp.gate.rows.len(),
+            FeedForward::Experts(mixture) => mixture.shared.as_ref().map_or(0, |mlp| mlp.gate.rows.len()),
+        }
+    }
+
+    /// x ← x + mlp(norm(x)) for all hidden states.
+    pub fn run<O: Ops>(
+        &self,
+        ops: &O,
+        hidden: &mut Hidden,
+        norm: impl Fn(&O::Tensor) -> O::Tensor,
+    ) -> Result<()> {
+        match self {
+            FeedForward::Dense(mlp) => hidden.update(ops, |x, _| {
+                let y = mlp.run(ops, &norm(x))?;
+                ops.add(x, &y);
+                Ok(())
+            }),
+            FeedForward::Experts(mixture) => mixture.run(ops, hidden, norm, |y| y),
+        }
+    }
 }
 
 /// How a family's router chooses where the metadata doesn't say.

@@ -3,6 +3,7 @@
 
 mod common;
 mod llama;
+mod mla;
 
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
@@ -51,6 +52,7 @@ pub trait Graph<O: Ops>: Sync {
 pub fn graph<O: Ops>(weights: &Weights) -> Result<Box<dyn Graph<O>>> {
     Ok(match weights.hyper.arch.as_str() {
         "llama" | "qwen2" | "qwen3" | "qwen3moe" => Box::new(llama::read(weights)?),
+        "deepseek2" | "mistral4" | "glm-dsa" => Box::new(mla::read(weights)?),
         arch => return Err(Error::NoGraph { arch: arch.to_owned() }),
     })
 }
