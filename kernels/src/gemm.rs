@@ -156,17 +156,24 @@ impl Kernel for Multiply<'_> {
                     for panel in first_panel..panels.min(first_panel + PANEL_BLOCK) {
                         let rows = &weights.values[panel * weights.stride + first_k * PANEL..];
                         let rows = rows[..columns * PANEL].as_chunks().0;
-                        for t in (0..tokens.rows).step_by(S::TILE_TOKENS) {
-                            let tile = Tile {
-                                x: &used[..columns],
-                                first: t,
-                                weights: rows,
-                                resume: first_k > 0,
-                                out: &mut self.out.values[(token + t) * self.out.stride + panel * PANEL..],
-                                stride: self.out.stride,
-                                columns: (weights.rows - panel * PANEL).min(PANEL),
-                            };
-                            tile.dispatch(s, (tokens.rows - t).min(S::TILE_TOKENS));
+                        for part in 0..PANEL / LANES / S::TILE_VECTORS {
+                            let row = panel * PANEL + part * S::TILE_VECTORS * LANES;
+                            if row >= weights.rows {
+                                break;
+                            }
+                            for t in (0..tokens.rows).step_by(S::TILE_TOKENS) {
+                                let tile = Tile {
+                                    x: &used[..columns],
+                                    first: t,
+                                    weights: rows,
+                                    part,
+                                    resume: first_k > 0,
+                                    out: &mut self.out.values[(token + t) * self.out.stride + row..],
+                                    stride: self.out.stride,
+                                    rows: (weights.rows - row).min(S::TILE_VECTORS * LANES),
+                                };
+                                tile.dispatch(s, (tokens.rows - t).min(S::TILE_TOKENS));
+                            }
                         }
                     }
                 }
@@ -175,7 +182,7 @@ impl Kernel for Multiply<'_> {
     }
 }
 
-/// The innermost work: some tokens by one panel over one block of k.
+/// The innermost work: some tokens by a panel, or a part of one, over one block of k.
 struct Tile<'a> {
     /// Interleaved tokens, column by column.
     x: &'a [[f32; GROUP]],
@@ -183,66 +190,75 @@ struct Tile<'a> {
     first: usize,
     /// The panel, column by column.
     weights: &'a [[f32; PANEL]],
+    /// Which part of the panel, counted in tiles.
+    part: usize,
     /// Whether `out` holds the sums of earlier blocks of k.
     resume: bool,
-    /// From the first token's element in the panel's first row on.
+    /// From the first token's element in the part's first row on.
     out: &'a mut [f32],
     /// Elements from one token to the next in `out`.
     stride: usize,
-    /// Rows of the panel that exist.
-    columns: usize,
+    /// Rows of the part that exist.
+    rows: usize,
 }
 
 impl Tile<'_> {
     /// Runs the code for this number of tokens.
     #[inline(always)]
     fn dispatch<S: Simd>(self, s: S, tokens: usize) {
-        match tokens {
-            1 => self.run::<S, 1>(s),
-            2 => self.run::<S, 2>(s),
-            3 => self.run::<S, 3>(s),
-            _ if S::TILE_TOKENS == 3 => unreachable!("tiles have at most 3 tokens"),
-            4 => self.run::<S, 4>(s),
-            5 => self.run::<S, 5>(s),
-            6 => self.run::<S, 6>(s),
-            7 => self.run::<S, 7>(s),
-            8 => self.run::<S, 8>(s),
-            9 => self.run::<S, 9>(s),
-            10 => self.run::<S, 10>(s),
-            11 => self.run::<S, 11>(s),
-            12 => self.run::<S, 12>(s),
-            _ => unreachable!("tiles have at most 12 tokens"),
+        match (S::TILE_VECTORS, tokens) {
+            (1, 1) => self.run::<S, 1, 1>(s),
+            (1, 2) => self.run::<S, 2, 1>(s),
+            (1, 3) => self.run::<S, 3, 1>(s),
+            (1, 4) => self.run::<S, 4, 1>(s),
+            (1, 5) => self.run::<S, 5, 1>(s),
+            (1, 6) => self.run::<S, 6, 1>(s),
+            (2, 1) => self.run::<S, 1, 2>(s),
+            (2, 2) => self.run::<S, 2, 2>(s),
+            (2, 3) => self.run::<S, 3, 2>(s),
+            (2, 4) => self.run::<S, 4, 2>(s),
+            (2, 5) => self.run::<S, 5, 2>(s),
+            (2, 6) => self.run::<S, 6, 2>(s),
+            (2, 7) => self.run::<S, 7, 2>(s),
+            (2, 8) => self.run::<S, 8, 2>(s),
+            (2, 9) => self.run::<S, 9, 2>(s),
+            (2, 10) => self.run::<S, 10, 2>(s),
+            (2, 11) => self.run::<S, 11, 2>(s),
+            (2, 12) => self.run::<S, 12, 2>(s),
+            _ => unreachable!("tiles have 6 tokens by 1 vector or 12 by 2"),
         }
     }
 
     #[inline(always)]
-    fn run<S: Simd, const TOKENS: usize>(self, s: S) {
-        assert!(self.first + TOKENS <= GROUP);
-        let mut sums = [[s.splat(0.0); PANEL / LANES]; TOKENS];
+    fn run<S: Simd, const TOKENS: usize, const VECTORS: usize>(self, s: S) {
+        assert!(self.first + TOKENS <= GROUP && (self.part + 1) * VECTORS * LANES <= PANEL);
+        let mut sums = [[s.splat(0.0); VECTORS]; TOKENS];
         if self.resume {
             for (t, sums) in sums.iter_mut().enumerate() {
-                let row = &self.out[t * self.stride..][..self.columns];
-                let mut padded = [0.0; PANEL];
-                padded[..self.columns].copy_from_slice(row);
-                for (sum, lanes) in sums.iter_mut().zip(padded.as_chunks().0) {
+                let mut padded = [[0.0; LANES]; VECTORS];
+                padded.as_flattened_mut()[..self.rows]
+                    .copy_from_slice(&self.out[t * self.stride..][..self.rows]);
+                for (sum, lanes) in sums.iter_mut().zip(&padded) {
                     *sum = s.load(lanes);
                 }
             }
         }
         for (x, weights) in self.x.iter().zip(self.weights) {
-            let [low, high] = [0, 1].map(|half| s.load(&weights.as_chunks().0[half]));
+            let weights = &weights.as_chunks().0[self.part * VECTORS..][..VECTORS];
+            let weights: [S::F32; VECTORS] = std::array::from_fn(|v| s.load(&weights[v]));
             for (t, sums) in sums.iter_mut().enumerate() {
                 let x = s.splat(x[self.first + t]);
-                sums[0] = s.mul_add(x, low, sums[0]);
-                sums[1] = s.mul_add(x, high, sums[1]);
+                for (sum, w) in sums.iter_mut().zip(weights) {
+                    *sum = s.mul_add(x, w, *sum);
+                }
             }
         }
         for (t, sums) in sums.into_iter().enumerate() {
-            let mut padded = [0.0; PANEL];
-            for (sum, lanes) in sums.into_iter().zip(padded.as_chunks_mut().0) {
+            let mut padded = [[0.0; LANES]; VECTORS];
+            for (sum, lanes) in sums.into_iter().zip(&mut padded) {
                 s.store(sum, lanes);
             }
-            self.out[t * self.stride..][..self.columns].copy_from_slice(&padded[..self.columns]);
+            self.out[t * self.stride..][..self.rows].copy_from_slice(&padded.as_flattened()[..self.rows]);
         }
     }
 }

@@ -50,7 +50,8 @@ unsafe impl Simd for Avx2 {
     type I32 = I32;
     /// All bits of a lane set or none.
     type Mask = F32;
-    const TILE_TOKENS: usize = 3;
+    const TILE_TOKENS: usize = 6;
+    const TILE_VECTORS: usize = 1;
 
     halves! {
         fn add(a: F32, b: F32) -> F32 { _mm256_add_ps(a, b) }

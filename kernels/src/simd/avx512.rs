@@ -37,6 +37,7 @@ unsafe impl Simd for Avx512 {
     type I32 = __m512i;
     type Mask = __mmask16;
     const TILE_TOKENS: usize = 12;
+    const TILE_VECTORS: usize = 2;
 
     ops! {
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }

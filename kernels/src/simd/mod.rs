@@ -42,8 +42,10 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen booleans.
     type Mask: Copy;
 
-    /// Tokens of a tile of the matrix product: as many as the registers hold sums of, 32 for each. 3 or 12.
+    /// Tokens of a tile of the matrix product, 6 or 12: as many as the registers hold sums for.
     const TILE_TOKENS: usize;
+    /// Vectors of weights of such a tile: 1 with 6 tokens, 2 with 12.
+    const TILE_VECTORS: usize;
 
     fn splat(self, x: f32) -> Self::F32;
     fn load(self, p: &[f32; LANES]) -> Self::F32;

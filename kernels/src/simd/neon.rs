@@ -55,7 +55,8 @@ unsafe impl Simd for Neon {
     type F32 = F32;
     type I32 = I32;
     type Mask = Mask;
-    const TILE_TOKENS: usize = 3;
+    const TILE_TOKENS: usize = 6;
+    const TILE_VECTORS: usize = 1;
 
     quarters! {
         fn add(a: F32, b: F32) -> F32 { vaddq_f32(a, b) }

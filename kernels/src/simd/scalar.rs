@@ -23,7 +23,8 @@ unsafe impl Simd for Scalar {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Mask = [bool; LANES];
-    const TILE_TOKENS: usize = 3;
+    const TILE_TOKENS: usize = 6;
+    const TILE_VECTORS: usize = 1;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {

@@ -1,11 +1,15 @@
-//! Floating-point operations per second, on one core, of the matrix product and of nothing but fused multiply-adds: the
-//! first as a share of the second is the share of the machine's peak.
+//! What the inference core computes, on one core: floating-point operations per second of the matrix product, of attention
+//! and of nothing but fused multiply-adds (the share of these is the share of the machine's peak), and elements per second
+//! of the rest.
 //!
-//! `cargo bench -p halfbyte-kernels --bench matmul`
+//! `cargo bench -p halfbyte-kernels --bench inference`
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use halfbyte_kernels::Isa;
+use halfbyte_kernels::activations::swiglu;
+use halfbyte_kernels::attention::{Attention, attend};
+use halfbyte_kernels::divergence::{State, update};
 use halfbyte_kernels::gemm::{Panels, multiply, pack};
 use halfbyte_kernels::matrix::{Matrix, MatrixMut};
 use halfbyte_kernels::simd::{Kernel, LANES, Simd};
@@ -80,7 +84,49 @@ fn best(bencher: Bencher, shape: (usize, usize, usize)) {
 
 #[divan::bench(args = isas())]
 fn each(bencher: Bencher, isa: &str) {
-    product(bencher, named(isa), (240, 2048, 512));
+    product(bencher, named(isa), (24, 2048, 512));
+}
+
+/// Tokens, width of keys, width of values, query heads.
+const HEADS: [(usize, usize, usize, usize); 4] =
+    [(512, 64, 64, 3), (512, 192, 128, 1), (2048, 128, 128, 4), (4096, 128, 128, 1)];
+
+/// Operations that a causal mask leaves.
+#[divan::bench(args = HEADS)]
+fn attention(bencher: Bencher, (tokens, width, value_width, heads): (usize, usize, usize, usize)) {
+    let values: Vec<f32> = (0..tokens * heads * width).map(|i| (i % 251) as f32 * 0.01 - 1.0).collect();
+    let mut out = vec![0.0; tokens * heads * value_width];
+    let mut scratch = Vec::new();
+    let attention =
+        Attention { heads, head_stride: width, scale: 0.1, window: None, soft_cap: None, sinks: None };
+    let operations = tokens * (tokens + 1) * (width + value_width) * heads;
+    bencher.counter(ItemsCount::new(operations)).bench_local(|| {
+        let q = Matrix::dense(black_box(&values), tokens, heads * width);
+        let k = Matrix::dense(&values[..tokens * width], tokens, width);
+        let v = Matrix::dense(&values[..tokens * value_width], tokens, value_width);
+        let out = MatrixMut::dense(&mut out, tokens, heads * value_width);
+        attend(Isa::detect(), &attention, q, k, v, out, &mut scratch);
+    });
+}
+
+/// Logits of two models.
+#[divan::bench]
+fn divergence(bencher: Bencher) {
+    let reference: Vec<f32> = (0..4096).map(|i| (i % 251) as f32 * 0.05).collect();
+    let model: Vec<f32> = (0..4096).map(|i| (i % 241) as f32 * 0.05).collect();
+    bencher.counter(ItemsCount::new(reference.len())).bench_local(|| {
+        let mut state = State::default();
+        update(Isa::detect(), Some(black_box(&reference)), &model, 0, 77, &mut state);
+        state.finish()
+    });
+}
+
+#[divan::bench]
+fn activation(bencher: Bencher) {
+    let up: Vec<f32> = (0..4096).map(|i| (i % 251) as f32 * 0.05 - 5.0).collect();
+    bencher.counter(ItemsCount::new(up.len())).with_inputs(|| up.clone()).bench_local_refs(|gate| {
+        swiglu(Isa::detect(), black_box(gate), &up);
+    });
 }
 
 #[divan::bench]
