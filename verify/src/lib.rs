@@ -8,6 +8,7 @@
 //! - [`weights`], [`hyper`]: any container, seen through GGUF's names, conventions and metadata.
 //! - [`families`]: the graphs, written in [`ops`]; [`mixture`] for their experts.
 //! - [`cpu`]: the operations on the processor.
+//! - [`evaluate`](mod@evaluate): from options to outcome.
 //! - [`forward`]: a model over all tokens, layer by layer.
 //! - [`tokenizer`]: from text to token ids.
 //! - [`windows`]: the sequences and what is scored of them.
@@ -18,11 +19,13 @@ pub mod cpu;
 pub mod damage;
 pub mod description;
 pub mod error;
+pub mod evaluate;
 pub mod families;
 pub mod forward;
 pub mod hidden;
 pub mod histogram;
 pub mod hyper;
+mod logits;
 pub mod metrics;
 pub mod mixture;
 pub mod ops;
@@ -30,6 +33,7 @@ pub mod options;
 pub mod outcome;
 pub mod progress;
 pub mod report;
+mod score;
 pub mod store;
 pub mod text;
 pub mod tokenizer;
@@ -38,6 +42,7 @@ pub mod weights;
 pub mod windows;
 
 pub use error::{Error, Result};
+pub use evaluate::evaluate;
 pub use options::{Input, Options};
 pub use outcome::Outcome;
 pub use progress::Progress;

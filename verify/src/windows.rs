@@ -1,12 +1,15 @@
 //! What is evaluated: sequences of tokens, and which positions of each are scored.
 
+use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
 use formats::safetensors::Safetensors;
-use formats::{Dtype, TensorSource};
+use formats::{Checkpoint, Dtype, TensorSource};
 
 use crate::error::{Error, Result};
+use crate::options::{Input, Options};
+use crate::tokenizer::Tokenizer;
 
 /// Sequences of tokens and what is scored of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,27 @@ pub struct Windows {
 }
 
 impl Windows {
+    /// What `options` say, by the model's tokenizer, or the reference's if the model has none.
+    ///
+    /// # Errors
+    /// If the input can't be read, neither has a tokenizer, or the text is too short.
+    pub fn of(options: &Options, model: &Checkpoint, reference: Option<&Checkpoint>) -> Result<Windows> {
+        let path = match &options.input {
+            Input::Tokens(path) => return Windows::of_file(path),
+            Input::Text(path) => path,
+        };
+        let tokenizer = Tokenizer::of(model).or_else(|error| match reference {
+            Some(reference) => Tokenizer::of(reference).map_err(|_| error),
+            None => Err(error),
+        })?;
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        let tokens = tokenizer.encode(&text)?;
+        match options.stride {
+            Some(stride) => Windows::strided(&tokens, options.context, stride, options.chunks),
+            None => Windows::chunks(&tokens, tokenizer.bos(), options.context, options.chunks),
+        }
+    }
+
     /// llama-perplexity's protocol (llama.cpp, `tools/perplexity/perplexity.cpp`): chunks of `context` tokens that follow each
     /// other, the first token of each replaced by `bos` if the model asks for it, the second half scored.
     ///
