@@ -38,6 +38,11 @@ impl Hyper {
         self.metadata.get(&format!("{}.{key}", self.arch))
     }
 
+    /// Whether anything is stated under a key.
+    pub fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
     /// A count, if it is stated. Counts are below 2³².
     ///
     /// # Errors

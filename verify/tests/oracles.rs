@@ -9,6 +9,8 @@ use formats::safetensors::Safetensors;
 use halfbyte_verify::forward::Forward;
 use halfbyte_verify::store::Space;
 use halfbyte_verify::weights::Weights;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 fn folder(family: &str) -> PathBuf {
     let root = std::env::var_os("HALFBYTE_ORACLES").expect("HALFBYTE_ORACLES names the folder of oracles");
@@ -23,6 +25,26 @@ fn bytes(source: &Safetensors, name: &str) -> (Vec<u8>, Vec<usize>) {
     (bytes, meta.shape.iter().map(|&n| n as usize).collect())
 }
 
+/// MiniMax M2's logits were computed before the routers' biases were rounded to BF16. In layer 0, for token 1 of sequence 0, two
+/// experts' scores lie within 5e-6 of each other, and the rounding exchanges them, with all tokens after. In this copy the bias of
+/// one is in F32 and moved by 1e-5, a ninth of what the rounding may have taken.
+fn minimax_m2_before_rounding(folder: &Path, copy: &Path) {
+    let name = "model.layers.0.block_sparse_moe.e_score_correction_bias";
+    let file = std::fs::read(folder.join("model.safetensors")).expect("checkpoint");
+    let file = SafeTensors::deserialize(&file).expect("checkpoint");
+    let bias = file.tensor(name).expect(name);
+    let widened = bias.data().as_chunks::<2>().0.iter();
+    let mut widened: Vec<f32> = widened.map(|&[a, b]| f32::from_le_bytes([0, 0, a, b])).collect();
+    widened[2] += 1e-5;
+    let bytes: Vec<u8> = widened.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut tensors = file.tensors();
+    for (_, tensor) in tensors.iter_mut().filter(|(found, _)| found == name) {
+        *tensor = TensorView::new(safetensors::Dtype::F32, bias.shape().to_vec(), &bytes).expect("bias");
+    }
+    safetensors::serialize_to_file(tensors, None, &copy.join("model.safetensors")).expect("copy");
+    std::fs::copy(folder.join("config.json"), copy.join("config.json")).expect("copy");
+}
+
 /// Largest difference of a logit, over the largest logit.
 fn difference(family: &str) -> f64 {
     let folder = folder(family);
@@ -34,7 +56,14 @@ fn difference(family: &str) -> f64 {
     let (logits, shape) = bytes(&expected, "logits");
     let logits: Vec<f32> = logits.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
 
-    let weights = Weights::open(&folder).expect("model");
+    let copy = tempfile::tempdir().expect("temporary folder");
+    let model = if family == "minimax_m2" {
+        minimax_m2_before_rounding(&folder, copy.path());
+        copy.path()
+    } else {
+        &folder
+    };
+    let weights = Weights::open(model).expect("model");
     let mut forward = Forward::on_cpu(&weights, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding");
     for layer in 0..forward.layers() {
         forward.layer(layer).expect("layer");
@@ -59,4 +88,6 @@ macro_rules! oracles {
     )*};
 }
 
-oracles! { deepseek_v3 glm_moe_dsa llama3 mistral mistral4 mixtral qwen2 qwen3 qwen3_moe }
+oracles! {
+    deepseek_v3 glm4_moe glm_moe_dsa llama3 minimax_m2 mistral mistral4 mixtral olmo2 phi3 qwen2 qwen3 qwen3_moe smollm3
+}

@@ -15,6 +15,14 @@ pub(super) fn head(weights: &Weights, vocab: usize, width: usize) -> Result<Line
     weights.linear(name, vocab, width)
 }
 
+/// Layers of the model itself: files may hold more, for predicting further tokens (MTP).
+pub(super) fn blocks(hyper: &Hyper) -> Result<usize> {
+    let (all, further) =
+        (hyper.count("block_count")?, hyper.optional_count("nextn_predict_layers")?.unwrap_or(0));
+    let problem = || hyper.error("nextn_predict_layers", format!("is {further} of {all} layers"));
+    all.checked_sub(further).filter(|&count| count > 0).ok_or_else(problem)
+}
+
 /// Rows of the embedding.
 pub(super) fn vocabulary(weights: &Weights) -> Result<usize> {
     let embedding = weights.find("token_embd.weight");
@@ -77,6 +85,13 @@ fn yarn(hyper: &Hyper, theta: f64, frequencies: &mut [f64]) -> Result<f64> {
 /// The dense MLP of a layer.
 pub(super) fn mlp(weights: &Weights, layer: usize, width: usize, activation: Activation) -> Result<Mlp> {
     let inner = weights.hyper.counts("feed_forward_length", layer + 1)?[layer];
+    if weights.find(&format!("blk.{layer}.ffn_gate.weight")).is_none() {
+        // Phi 3: the gate's rows come first.
+        let both = weights.linear(&format!("blk.{layer}.ffn_up"), 2 * inner, width)?;
+        let (gate, up) = (both.part(0..inner), both.part(inner..2 * inner));
+        let down = weights.linear(&format!("blk.{layer}.ffn_down"), width, inner)?;
+        return Ok(Mlp { gate, up, down, activation });
+    }
     mlp_named(weights, &format!("blk.{layer}.ffn_"), "", width, inner, activation)
 }
 
@@ -126,20 +141,21 @@ impl FeedForward {
         }
     }
 
-    /// x ← x + mlp(norm(x)) for all hidden states.
+    /// x ← x + after(mlp(before(x))) for all hidden states.
     pub fn run<O: Ops>(
         &self,
         ops: &O,
         hidden: &mut Hidden,
-        norm: impl Fn(&O::Tensor) -> O::Tensor,
+        before: impl Fn(&O::Tensor) -> O::Tensor,
+        after: impl Fn(O::Tensor) -> O::Tensor,
     ) -> Result<()> {
         match self {
             FeedForward::Dense(mlp) => hidden.update(ops, |x, _| {
-                let y = mlp.run(ops, &norm(x))?;
-                ops.add(x, &y);
+                let y = mlp.run(ops, &before(x))?;
+                ops.add(x, &after(y));
                 Ok(())
             }),
-            FeedForward::Experts(mixture) => mixture.run(ops, hidden, norm, |y| y),
+            FeedForward::Experts(mixture) => mixture.run(ops, hidden, before, after),
         }
     }
 }

@@ -1,21 +1,32 @@
-//! Llama's graph and those that differ from it in options: Mistral, Mixtral, Qwen 2 and 3.
+//! Llama's graph and those that differ from it in options:
 //!
-//! h ← h + Wo · attention(norm(h));  h ← h + MLP(norm(h)), where the MLP may be a mixture of experts.
+//! - Mistral, Mixtral, Qwen 2 and 3: biases, experts, queries and keys normed per head;
+//! - Phi 3: queries, keys and values in one matrix, gate and up in another, other rotary frequencies in long contexts;
+//! - SmolLM3: every fourth layer does not rotate;
+//! - OLMo 2: norms behind attention and MLP instead of before, queries and keys normed over all heads together;
+//! - GLM 4 MoE and MiniMax M2: part of each head rotates, experts are chosen by sigmoid scores and a bias.
+//!
+//! h ← h + norm(Wo · attention(norm(h)));  h ← h + norm(MLP(norm(h))), where each norm may be missing and the MLP may be a mixture
+//! of experts.
 
 use kernels::rope::Pairs;
 
 use super::Graph;
-use super::common::{self, RouterDefaults};
+use super::common::{self, FeedForward, RouterDefaults};
+use super::long_rope::LongRope;
 use crate::error::Result;
 use crate::hidden::Hidden;
-use crate::mixture::{Mixture, Mlp, Scoring};
-use crate::ops::{Activation, Attention, Ops, Rotary};
+use crate::hyper::Hyper;
+use crate::mixture::Scoring;
+use crate::ops::{Activation, Attention, Ops};
 use crate::weights::{Linear, Weights};
 
 pub(super) struct Llama {
     width: usize,
     eps: f64,
     embedding: Linear,
+    attention: Attention,
+    rotary: LongRope,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: Linear,
@@ -23,29 +34,93 @@ pub(super) struct Llama {
 }
 
 struct Layer {
-    attention_norm: Vec<f32>,
     q: Linear,
     k: Linear,
     v: Linear,
-    /// Gains for each head of queries and keys (Qwen 3).
+    /// Gains of queries and keys: for each head, or for all together.
     qk_norm: Option<(Vec<f32>, Vec<f32>)>,
-    rotary: Rotary,
-    attention: Attention,
+    rotates: bool,
     o: Linear,
-    mlp_norm: Vec<f32>,
     mlp: FeedForward,
+    /// Around attention.
+    attention_norms: Norms,
+    /// Around the MLP.
+    mlp_norms: Norms,
 }
 
-enum FeedForward {
-    Dense(Mlp),
-    Experts(Box<Mixture>),
+/// Gains of the norms before and after a part of a layer.
+struct Norms {
+    before: Option<Vec<f32>>,
+    after: Option<Vec<f32>>,
+}
+
+/// What an architecture's graph has built in.
+struct Options {
+    /// The converter permutes queries and keys for some.
+    order: Pairs,
+    /// Queries and keys are normed over all heads together.
+    whole_qk_norm: bool,
+    /// One layer in so many does not rotate.
+    no_rope_interval: Option<usize>,
+    /// Names of the norms before and after attention, before and after the MLP.
+    norms: [Option<&'static str>; 4],
+    router: RouterDefaults,
+}
+
+impl Options {
+    fn of(arch: &str) -> Options {
+        const ATTENTION: Option<&str> = Some("attn_norm");
+        let norms = match arch {
+            "olmo2" => [None, Some("post_attention_norm"), None, Some("post_ffw_norm")],
+            // Its name is where it comes from: after attention, that is, before the MLP.
+            "glm4moe" => [ATTENTION, None, Some("post_attention_norm"), None],
+            _ => [ATTENTION, None, Some("ffn_norm"), None],
+        };
+        let router = match arch {
+            "glm4moe" => RouterDefaults { scoring: Scoring::Sigmoid, normalize: false },
+            "minimax-m2" => RouterDefaults { scoring: Scoring::Sigmoid, normalize: true },
+            _ => RouterDefaults { scoring: Scoring::Softmax, normalize: true },
+        };
+        Options {
+            order: if ["llama", "smollm3"].contains(&arch) { Pairs::Neighbours } else { Pairs::Halves },
+            whole_qk_norm: ["olmo2", "minimax-m2"].contains(&arch),
+            no_rope_interval: (arch == "smollm3").then_some(4),
+            norms,
+            router,
+        }
+    }
 }
 
 /// Reads the graph.
 pub(super) fn read(weights: &Weights) -> Result<Llama> {
     let hyper = &weights.hyper;
+    let options = Options::of(&hyper.arch);
     let width = hyper.count("embedding_length")?;
-    let count = hyper.count("block_count")?;
+    let attention = attention(hyper, width)?;
+    let rotated = hyper.optional_count("rope.dimension_count")?.unwrap_or(attention.key);
+    let theta = hyper.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
+    let rotary = common::rotary(weights, theta, rotated, attention.key, 0, options.order)?;
+
+    let count = common::blocks(hyper)?;
+    let layers = (0..count).map(|layer| Layer::read(weights, layer, width, &attention, &options));
+    let layers: Vec<Layer> = layers.collect::<Result<_>>()?;
+    let inner = layers.iter().map(|layer| layer.mlp.inner()).max().unwrap_or(0);
+    let Attention { heads, kv_heads, key, value, .. } = attention;
+    let vocab = common::vocabulary(weights)?;
+    Ok(Llama {
+        width,
+        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
+        embedding: weights.linear("token_embd", vocab, width)?,
+        attention,
+        rotary: LongRope::read(weights, rotary)?,
+        layers,
+        norm: weights.vector("output_norm.weight", width)?,
+        head: common::head(weights, vocab, width)?,
+        values_per_token: 3 * width + (2 * inner).max(heads * (2 * key + value) + 2 * kv_heads * key),
+    })
+}
+
+fn attention(hyper: &Hyper, width: usize) -> Result<Attention> {
     let heads = hyper.count("attention.head_count")?;
     let kv_heads = hyper.optional_count("attention.head_count_kv")?.unwrap_or(heads);
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
@@ -53,12 +128,11 @@ pub(super) fn read(weights: &Weights) -> Result<Llama> {
     }
     let key = hyper.optional_count("attention.key_length")?.unwrap_or(width / heads);
     let value = hyper.optional_count("attention.value_length")?.unwrap_or(key);
-    let rotated = hyper.optional_count("rope.dimension_count")?.unwrap_or(key);
-    let theta = hyper.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
-    // llama.cpp's converter permutes queries and keys for `llama` only.
-    let order = if hyper.arch == "llama" { Pairs::Neighbours } else { Pairs::Halves };
-    let rotary = common::rotary(weights, theta, rotated, key, 0, order)?;
-    let attention = Attention {
+    let pattern = "attention.sliding_window_pattern";
+    if hyper.has(pattern) {
+        return Err(hyper.error(pattern, "makes layers differ (OLMo 3), which can't be evaluated yet"));
+    }
+    Ok(Attention {
         heads,
         kv_heads,
         key,
@@ -67,45 +141,50 @@ pub(super) fn read(weights: &Weights) -> Result<Llama> {
         window: hyper.optional_count("attention.sliding_window")?.filter(|&window| window > 0),
         soft_cap: None,
         sinks: None,
-    };
-    let router = RouterDefaults { scoring: Scoring::Softmax, normalize: true };
-
-    let mut layers = Vec::with_capacity(count);
-    let mut inner = 0;
-    for layer in 0..count {
-        let name = |part: &str| format!("blk.{layer}.{part}");
-        let mlp = match common::mixture(weights, layer, width, Activation::Silu, &router)? {
-            Some(mixture) => FeedForward::Experts(Box::new(mixture)),
-            None => FeedForward::Dense(common::mlp(weights, layer, width, Activation::Silu)?),
-        };
-        if let FeedForward::Dense(mlp) = &mlp {
-            inner = inner.max(mlp.gate.rows.len());
-        }
-        let q_norm = weights.optional_vector(&name("attn_q_norm.weight"), key)?;
-        let k_norm = weights.optional_vector(&name("attn_k_norm.weight"), key)?;
-        layers.push(Layer {
-            attention_norm: weights.vector(&name("attn_norm.weight"), width)?,
-            q: weights.linear(&name("attn_q"), heads * key, width)?,
-            k: weights.linear(&name("attn_k"), kv_heads * key, width)?,
-            v: weights.linear(&name("attn_v"), kv_heads * value, width)?,
-            qk_norm: q_norm.zip(k_norm),
-            rotary: rotary.clone(),
-            attention: attention.clone(),
-            o: weights.linear(&name("attn_output"), width, heads * value)?,
-            mlp_norm: weights.vector(&name("ffn_norm.weight"), width)?,
-            mlp,
-        });
-    }
-    let vocab = common::vocabulary(weights)?;
-    Ok(Llama {
-        width,
-        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
-        embedding: weights.linear("token_embd", vocab, width)?,
-        layers,
-        norm: weights.vector("output_norm.weight", width)?,
-        head: common::head(weights, vocab, width)?,
-        values_per_token: 3 * width + (2 * inner).max(heads * (2 * key + value) + 2 * kv_heads * key),
     })
+}
+
+impl Layer {
+    fn read(
+        weights: &Weights,
+        layer: usize,
+        width: usize,
+        attention: &Attention,
+        options: &Options,
+    ) -> Result<Layer> {
+        let &Attention { heads, kv_heads, key, value, .. } = attention;
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let (queries, keys, values) = (heads * key, kv_heads * key, kv_heads * value);
+        let [q, k, v] = if weights.find(&name("attn_qkv.weight")).is_some() {
+            let all = weights.linear(&name("attn_qkv"), queries + keys + values, width)?;
+            let (k, v) = (queries, queries + keys);
+            [all.part(0..k), all.part(k..v), all.part(v..v + values)]
+        } else {
+            [
+                weights.linear(&name("attn_q"), queries, width)?,
+                weights.linear(&name("attn_k"), keys, width)?,
+                weights.linear(&name("attn_v"), values, width)?,
+            ]
+        };
+        let (q_norm, k_norm) = if options.whole_qk_norm { (queries, keys) } else { (key, key) };
+        let q_norm = weights.optional_vector(&name("attn_q_norm.weight"), q_norm)?;
+        let k_norm = weights.optional_vector(&name("attn_k_norm.weight"), k_norm)?;
+        let norms = options
+            .norms
+            .map(|norm| norm.map(|norm| weights.vector(&name(&format!("{norm}.weight")), width)).transpose());
+        let [before_attention, after_attention, before_mlp, after_mlp] = norms;
+        Ok(Layer {
+            q,
+            k,
+            v,
+            qk_norm: q_norm.zip(k_norm),
+            rotates: options.no_rope_interval.is_none_or(|interval| !(layer + 1).is_multiple_of(interval)),
+            o: weights.linear(&name("attn_output"), width, heads * value)?,
+            mlp: FeedForward::read(weights, layer, width, Activation::Silu, &options.router)?,
+            attention_norms: Norms { before: before_attention?, after: after_attention? },
+            mlp_norms: Norms { before: before_mlp?, after: after_mlp? },
+        })
+    }
 }
 
 impl<O: Ops> Graph<O> for Llama {
@@ -127,28 +206,31 @@ impl<O: Ops> Graph<O> for Llama {
 
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
         let w = &self.layers[layer];
-        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.width, Some(gain), self.eps);
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, gain.len(), Some(gain), self.eps);
+        let before = |x: &O::Tensor, norms: &Norms| match &norms.before {
+            Some(gain) => norm(x, gain),
+            None => ops.columns(x, 0..self.width),
+        };
+        let after = |y: O::Tensor, norms: &Norms| match &norms.after {
+            Some(gain) => norm(&y, gain),
+            None => y,
+        };
+        let rotary = self.rotary.of(&hidden.sequences);
         hidden.update(ops, |x, sequences| {
-            let n = norm(x, &w.attention_norm);
+            let n = before(x, &w.attention_norms);
             let (mut q, mut k, v) = (ops.linear(&n, &w.q)?, ops.linear(&n, &w.k)?, ops.linear(&n, &w.v)?);
             if let Some((q_gain, k_gain)) = &w.qk_norm {
-                q = ops.rms_norm(&q, w.attention.key, Some(q_gain), self.eps);
-                k = ops.rms_norm(&k, w.attention.key, Some(k_gain), self.eps);
+                (q, k) = (norm(&q, q_gain), norm(&k, k_gain));
             }
-            ops.rotate(&mut q, &w.rotary, sequences);
-            ops.rotate(&mut k, &w.rotary, sequences);
-            let a = ops.attend(&q, &k, &v, &w.attention, sequences);
-            ops.add(x, &ops.linear(&a, &w.o)?);
+            if w.rotates {
+                ops.rotate(&mut q, rotary, sequences);
+                ops.rotate(&mut k, rotary, sequences);
+            }
+            let a = ops.attend(&q, &k, &v, &self.attention, sequences);
+            ops.add(x, &after(ops.linear(&a, &w.o)?, &w.attention_norms));
             Ok(())
         })?;
-        match &w.mlp {
-            FeedForward::Dense(mlp) => hidden.update(ops, |x, _| {
-                let y = mlp.run(ops, &norm(x, &w.mlp_norm))?;
-                ops.add(x, &y);
-                Ok(())
-            }),
-            FeedForward::Experts(mixture) => mixture.run(ops, hidden, |x| norm(x, &w.mlp_norm), |y| y),
-        }
+        w.mlp.run(ops, hidden, |x| before(x, &w.mlp_norms), |y| after(y, &w.mlp_norms))
     }
 
     fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {

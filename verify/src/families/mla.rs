@@ -106,10 +106,8 @@ pub(super) fn read(weights: &Weights) -> Result<Mla> {
     let scoring = if hyper.arch == "glm-dsa" { Scoring::Sigmoid } else { Scoring::Softmax };
     let router = RouterDefaults { scoring, normalize: false };
 
-    // Layers that predict further tokens are counted but not run.
-    let extra = hyper.optional_count("nextn_predict_layers")?.unwrap_or(0);
     let mut layers = Vec::new();
-    for layer in 0..hyper.count("block_count")?.saturating_sub(extra) {
+    for layer in 0..common::blocks(hyper)? {
         let name = |part: &str| format!("blk.{layer}.{part}");
         let q = match hyper.optional_count("attention.q_lora_rank")? {
             Some(rank) if rank > 0 => Query::Latent {
@@ -239,7 +237,7 @@ impl<O: Ops> Graph<O> for Mla {
             ops.add(x, &ops.linear(&a, &w.o)?);
             Ok(())
         })?;
-        w.mlp.run(ops, hidden, |x| norm(x, &w.mlp_norm))
+        w.mlp.run(ops, hidden, |x| norm(x, &w.mlp_norm), |y| y)
     }
 
     fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {

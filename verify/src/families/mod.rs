@@ -3,6 +3,7 @@
 
 mod common;
 mod llama;
+mod long_rope;
 mod mla;
 
 use crate::error::{Error, Result};
@@ -51,7 +52,8 @@ pub trait Graph<O: Ops>: Sync {
 /// [`Error::NoGraph`] for a family without one; and if tensors or hyper-parameters are missing or contradict each other.
 pub fn graph<O: Ops>(weights: &Weights) -> Result<Box<dyn Graph<O>>> {
     Ok(match weights.hyper.arch.as_str() {
-        "llama" | "qwen2" | "qwen3" | "qwen3moe" => Box::new(llama::read(weights)?),
+        "llama" | "qwen2" | "qwen3" | "qwen3moe" | "phi3" | "smollm3" | "olmo2" | "glm4moe"
+        | "minimax-m2" => Box::new(llama::read(weights)?),
         "deepseek2" | "mistral4" | "glm-dsa" => Box::new(mla::read(weights)?),
         arch => return Err(Error::NoGraph { arch: arch.to_owned() }),
     })
