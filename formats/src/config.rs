@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::defaults;
 use crate::error::{Error, Result};
 use crate::keys::Keys;
 
@@ -80,7 +81,7 @@ pub struct SourceQuantization {
 /// Rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Base of the frequencies.
+    /// Base of the frequencies (of layers with full attention, where they differ).
     pub theta: f64,
     /// Which part of a head's dimensions is rotated (`partial_rotary_factor`), if the file says.
     pub partial: Option<f64>,
@@ -120,6 +121,11 @@ pub enum RopeScaling {
         original: u64,
         /// Multiplier of cos and sin.
         attention_factor: f64,
+    },
+    /// Not at all, but of the whole head's frequencies only a first part turns (Gemma 4).
+    Proportional {
+        /// All wavelengths are longer by this.
+        factor: f64,
     },
     /// YaRN (<https://arxiv.org/abs/2309.00071>).
     Yarn {
@@ -233,7 +239,8 @@ impl ModelConfig {
             key: "config".into(),
             problem: e.to_string(),
         })?;
-        let keys = Keys::new(path, root);
+        let mut keys = Keys::new(path, root);
+        keys.fill(defaults::of(keys.text("model_type")?.unwrap_or_default()));
 
         let hidden = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
@@ -289,7 +296,8 @@ impl ModelConfig {
 impl Keys {
     fn rope(&self) -> Result<Rope> {
         let parameters = match self.object("rope_parameters")? {
-            Some(parameters) => Some(parameters),
+            // One for each kind of layer.
+            Some(parameters) => parameters.object("full_attention")?.or(Some(parameters)),
             None => self.object("rope_scaling")?,
         };
         let theta = self.number("rope_theta")?;
@@ -321,6 +329,7 @@ impl Keys {
                 high_freq_factor: p.number("high_freq_factor")?.unwrap_or(4.0),
                 original: original()?,
             },
+            "proportional" => RopeScaling::Proportional { factor: p.number("factor")?.unwrap_or(1.0) },
             "yarn" => RopeScaling::Yarn {
                 factor: factor()?,
                 original: original()?,
@@ -340,7 +349,8 @@ impl Keys {
                 }
             }
             other => {
-                let problem = format!("is `{other}`; known are default, linear, llama3, longrope, yarn");
+                let problem =
+                    format!("is `{other}`; known are default, linear, llama3, longrope, proportional, yarn");
                 return Err(self.error("rope scaling's type", problem));
             }
         };
@@ -395,7 +405,7 @@ impl Keys {
         Ok(Some(Moe {
             experts,
             per_token: self
-                .first_size(&["num_experts_per_tok"])?
+                .first_size(&["num_experts_per_tok", "top_k_experts"])?
                 .ok_or_else(|| self.missing("num_experts_per_tok"))?,
             intermediate: intermediate.ok_or_else(|| self.missing("moe_intermediate_size"))?,
             shared: self.integer("n_shared_experts", 0)?.unwrap_or(0),

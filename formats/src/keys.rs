@@ -22,6 +22,15 @@ impl Keys {
         Keys { path: path.to_owned(), map }
     }
 
+    /// Adds those that are absent.
+    pub(crate) fn fill(&mut self, defaults: &[(&str, u64)]) {
+        for &(key, value) in defaults {
+            if self.get(key).is_none() {
+                self.map.insert(key.to_owned(), value.into());
+            }
+        }
+    }
+
     pub(crate) fn error(&self, key: &str, problem: impl Into<String>) -> Error {
         Error::Config { path: self.path.clone(), key: key.to_owned(), problem: problem.into() }
     }

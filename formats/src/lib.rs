@@ -19,6 +19,7 @@
 
 pub mod checkpoint;
 pub mod config;
+mod defaults;
 pub mod error;
 pub mod families;
 pub mod gguf;

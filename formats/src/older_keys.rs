@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 
 /// Adds `rope_theta`, `partial_rotary_factor` and `rope_scaling` (with `type`) beside `rope_parameters`, `torch_dtype` beside
 /// `dtype`, `num_experts` beside `num_local_experts`, MiniMax M2's shared expert of no width, and what transformers' GLM 5 always
-/// does. What is there stays.
+/// does; for kinds of layers `rope_local_base_freq`, `sliding_window_pattern`, `global_head_dim` and `num_global_key_value_heads`
+/// beside `rope_parameters`, `layer_types` and `per_layer_config`. What is there stays.
 pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
     if let Some(Value::Object(inner)) = config.get_mut("text_config") {
         add_older_keys(inner);
@@ -14,7 +15,21 @@ pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
         ("torch_dtype", config.get("dtype").cloned()),
         ("num_experts", config.get("num_local_experts").cloned()),
     ];
-    if let Some(Value::Object(rope)) = config.get("rope_parameters") {
+    if let Some(period) = config.get("layer_types").and_then(period) {
+        older.push(("sliding_window_pattern", Some(period.into())));
+    }
+    if let Some(layer) = config.get("per_layer_config").and_then(|layers| layers.as_object()?.values().next())
+    {
+        older.push(("global_head_dim", layer.get("head_dim").cloned()));
+        older.push(("num_global_key_value_heads", layer.get("num_key_value_heads").cloned()));
+    }
+    let mut rope = config.get("rope_parameters");
+    if let Some(full) = rope.and_then(|rope| rope.get("full_attention")) {
+        let local = rope.and_then(|rope| rope.get("sliding_attention")?.get("rope_theta"));
+        older.push(("rope_local_base_freq", local.cloned()));
+        rope = Some(full);
+    }
+    if let Some(Value::Object(rope)) = rope {
         older.push(("rope_theta", rope.get("rope_theta").cloned()));
         older.push(("partial_rotary_factor", rope.get("partial_rotary_factor").cloned()));
         let mut scaling = Value::Null;
@@ -42,6 +57,13 @@ pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
             config.insert(key.to_owned(), value);
         }
     }
+}
+
+/// n, if every n-th layer and no other has full attention.
+fn period(types: &Value) -> Option<u64> {
+    let full: Vec<bool> = types.as_array()?.iter().map(|kind| kind == "full_attention").collect();
+    let period = full.iter().position(|&full| full)? as u64 + 1;
+    (1..).zip(&full).all(|(n, &full)| full == u64::is_multiple_of(n, period)).then_some(period)
 }
 
 #[cfg(test)]
@@ -85,6 +107,21 @@ mod tests {
             (&json!("noaux_tc"), &json!("sigmoid"))
         );
         assert_eq!(config["moe_layer_freq"], 2);
+    }
+
+    #[test]
+    fn kinds_of_layers_are_spelled_out() {
+        let (local, full) = ("sliding_attention", "full_attention");
+        let config = completed(
+            json!({"layer_types": [local, full, local], "per_layer_config": {"1": {"head_dim": 8}},
+            "rope_parameters": {local: {"rope_theta": 1e4, "rope_type": "default"},
+                                full: {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}}}),
+        );
+        assert_eq!((&config["rope_theta"], &config["rope_local_base_freq"]), (&json!(1e6), &json!(1e4)));
+        assert_eq!(config["rope_scaling"]["type"], "linear");
+        assert_eq!((&config["sliding_window_pattern"], &config["global_head_dim"]), (&json!(2), &json!(8)));
+        let config = completed(json!({"layer_types": [local, full, full]}));
+        assert_eq!(config.get("sliding_window_pattern"), None);
     }
 
     #[test]

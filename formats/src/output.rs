@@ -52,7 +52,7 @@ pub enum Class {
     SharedUp,
     /// Down projection of the shared expert.
     SharedDown,
-    /// Gates of the routed experts, stacked.
+    /// Gates of the routed experts, stacked; where gates and up-projections are one tensor, both.
     ExpertGate,
     /// Up projections of the routed experts, stacked.
     ExpertUp,
@@ -103,6 +103,23 @@ pub enum Map {
     /// The two halves of the rows are interleaved (output row 2i = row i, 2i + 1 = row n/2 + i): one head's rotary
     /// dimensions from Hugging Face's order to the one of GGUF's `llama`. The part is taken whole.
     InterleaveHalves,
+    /// 1 is added to every value: Gemma's checkpoints store how far a norm's gain is from 1. Such a part may be cut too.
+    PlusOne,
+    /// Rows 0, 2, 4, … alone: one of two projections whose rows alternate. The part is taken whole.
+    EvenRows,
+    /// Rows 1, 3, 5, … alone. The part is taken whole.
+    OddRows,
+    /// Columns 0, 2, 4, … become rows. The part is taken whole.
+    EvenColumns,
+    /// Columns 1, 3, 5, … become rows. The part is taken whole.
+    OddColumns,
+}
+
+impl Map {
+    /// Whether each row of the result is made of one row of the source, in order, so that the part may be cut into tiles anywhere.
+    pub fn is_row_wise(self) -> bool {
+        matches!(self, Map::Identity | Map::PlusOne)
+    }
 }
 
 /// Rows of one source tensor.
@@ -123,14 +140,29 @@ impl Part {
     pub fn output_shape(&self) -> (u64, u64) {
         let rows = self.rows.end - self.rows.start;
         match self.map {
+            Map::Identity | Map::PlusOne | Map::InterleaveHalves => (rows, self.columns),
             Map::Transpose => (self.columns, rows),
-            Map::Identity | Map::InterleaveHalves => (rows, self.columns),
+            Map::EvenRows | Map::OddRows => (rows / 2, self.columns),
+            Map::EvenColumns | Map::OddColumns => (self.columns / 2, rows),
         }
     }
 
-    /// Number of weights.
+    /// The part that becomes only some of the rows (counted from the first that this one becomes), unless every row needs all
+    /// of the source's.
+    pub fn cut(&self, rows: Range<u64>) -> Option<Part> {
+        let step = match self.map {
+            Map::Identity | Map::PlusOne => 1,
+            Map::EvenRows | Map::OddRows => 2,
+            Map::Transpose | Map::InterleaveHalves | Map::EvenColumns | Map::OddColumns => return None,
+        };
+        let rows = self.rows.start + step * rows.start..self.rows.start + step * rows.end;
+        Some(Part { rows, ..self.clone() })
+    }
+
+    /// Number of weights that the part becomes.
     pub fn weights(&self) -> u64 {
-        (self.rows.end - self.rows.start) * self.columns
+        let (rows, columns) = self.output_shape();
+        rows * columns
     }
 }
 

@@ -152,11 +152,14 @@ impl RawRows {
     }
 }
 
-/// Applies a map to a matrix of rows of `columns` values; `to` is as long as `from`.
+/// Applies a map to a matrix of rows of `columns` values; `to` is as long as what the matrix becomes
+/// ([`Part::output_shape`]).
 pub fn rearrange(map: Map, from: &[f32], columns: usize, to: &mut [f32]) {
-    let rows = from.len() / columns.max(1);
+    let columns = columns.max(1);
+    let rows = from.len() / columns;
     match map {
         Map::Identity => to.copy_from_slice(from),
+        Map::PlusOne => to.iter_mut().zip(from).for_each(|(to, from)| *to = from + 1.0),
         Map::Transpose => {
             for (r, row) in from.chunks_exact(columns).enumerate() {
                 for (c, &value) in row.iter().enumerate() {
@@ -169,6 +172,18 @@ pub fn rearrange(map: Map, from: &[f32], columns: usize, to: &mut [f32]) {
                 let half = rows / 2;
                 let at = if r < half { 2 * r } else { 2 * (r - half) + 1 };
                 to[at * columns..][..columns].copy_from_slice(row);
+            }
+        }
+        Map::EvenRows | Map::OddRows => {
+            let kept = from.chunks_exact(columns).skip(usize::from(map == Map::OddRows)).step_by(2);
+            to.chunks_exact_mut(columns).zip(kept).for_each(|(to, row)| to.copy_from_slice(row));
+        }
+        Map::EvenColumns | Map::OddColumns => {
+            let first = usize::from(map == Map::OddColumns);
+            for (r, row) in from.chunks_exact(columns).enumerate() {
+                for (c, &value) in row.iter().skip(first).step_by(2).enumerate() {
+                    to[c * rows + r] = value;
+                }
             }
         }
     }
@@ -186,5 +201,16 @@ mod tests {
         assert_eq!(to, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
         rearrange(Map::Transpose, &from, 2, &mut to);
         assert_eq!(to, [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
+        rearrange(Map::PlusOne, &from, 2, &mut to);
+        assert_eq!(to, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        let half = &mut to[..4];
+        rearrange(Map::EvenRows, &from, 2, half);
+        assert_eq!(half, [0.0, 1.0, 4.0, 5.0]);
+        rearrange(Map::OddRows, &from, 2, half);
+        assert_eq!(half, [2.0, 3.0, 6.0, 7.0]);
+        rearrange(Map::EvenColumns, &from, 4, half);
+        assert_eq!(half, [0.0, 4.0, 2.0, 6.0]);
+        rearrange(Map::OddColumns, &from, 4, half);
+        assert_eq!(half, [1.0, 5.0, 3.0, 7.0]);
     }
 }

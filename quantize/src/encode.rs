@@ -102,14 +102,13 @@ pub fn encode(
         Pieces::Source(pieces) => {
             for (piece, raw) in pieces.iter().zip(&loaded.pieces) {
                 let all = piece.rows.end - piece.rows.start;
-                let step = match piece.map {
-                    Map::Identity => (CHUNK / piece.columns.max(1)).max(1),
-                    _ => all,
-                };
+                let row_wise = piece.map.is_row_wise();
+                let step = if row_wise { (CHUNK / piece.columns.max(1)).max(1) } else { all };
                 let mut row = 0;
                 while row < all {
                     let rows = step.min(all - row);
-                    push(Input::Rows { piece, raw, rows: row..row + rows }, rows * piece.columns);
+                    let weights = if row_wise { rows * piece.columns } else { piece.weights() };
+                    push(Input::Rows { piece, raw, rows: row..row + rows }, weights);
                     row += rows;
                 }
             }
@@ -137,15 +136,16 @@ fn encode_chunk(
     scratch: &mut Scratch,
 ) -> Result<Stats> {
     let Scratch { weights, mapped, decoded } = scratch;
-    weights.resize(chunk.weights, 0.0);
     decoded.resize(chunk.weights, 0.0);
     let mut same_blocks = None;
     let values: &mut [f32] = match chunk.input {
         Input::Values(values) => {
-            weights.copy_from_slice(values);
+            weights.clear();
+            weights.extend_from_slice(values);
             weights
         }
         Input::Rows { piece, raw, rows } => {
+            weights.resize(((rows.end - rows.start) * piece.columns) as usize, 0.0);
             raw.widen(source, piece, rows.clone(), &loaded.bytes, isa, weights)?;
             if source.meta(piece.source).dtype == Dtype::Block(format) && piece.map == Map::Identity {
                 same_blocks = Some(raw.planes(piece, rows, &loaded.bytes));

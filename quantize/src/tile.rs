@@ -60,7 +60,7 @@ pub fn tiles(
 
     let mut tiles: Vec<Tile> = Vec::new();
     let mut open: Vec<Part> = Vec::new();
-    let (mut first_weight, mut open_weights, mut rows) = (0, 0, 0);
+    let (mut first_weight, mut open_weights, mut weights) = (0, 0, 0);
     let mut close = |open: &mut Vec<Part>, weights: &mut u64| {
         if *weights > 0 {
             let pieces = Pieces::Source(std::mem::take(open));
@@ -83,25 +83,31 @@ pub fn tiles(
             return Err(fail(format!("rows {:?} of {}, which has {source_rows}", part.rows, meta.name)));
         }
         let (part_rows, part_columns) = part.output_shape();
-        if part_columns != output.columns() {
+        // Vectors may be put together from single elements.
+        let elements = part_columns == 1 && !output.quantizable;
+        if part_columns != output.columns() && !elements {
             return Err(fail(format!(
                 "rows of {part_columns} from {}, where {} are due",
                 meta.name,
                 output.columns()
             )));
         }
-        if part.map == Map::InterleaveHalves && part_rows % 2 != 0 {
-            return Err(fail(format!("{part_rows} rows of {} can't be halved", meta.name)));
-        }
-        rows += part_rows;
-        let step = match part.map {
-            Map::Identity => (tile_weights / part.columns.max(1)).max(1),
-            Map::Transpose | Map::InterleaveHalves => part_rows.max(part.rows.end - part.rows.start),
+        let source_rows = part.rows.end - part.rows.start;
+        let halved = match part.map {
+            Map::InterleaveHalves | Map::EvenRows | Map::OddRows => source_rows,
+            Map::EvenColumns | Map::OddColumns => part.columns,
+            Map::Identity | Map::PlusOne | Map::Transpose => 0,
         };
+        if halved % 2 != 0 {
+            return Err(fail(format!("{halved} rows or columns of {} can't be halved", meta.name)));
+        }
+        weights += part_rows * part_columns;
+        let row_wise = part.map.is_row_wise();
+        let step = if row_wise { (tile_weights / part.columns.max(1)).max(1) } else { source_rows };
         let mut start = part.rows.start;
         while start < part.rows.end {
             let mut end = part.rows.end.min(start.saturating_add(step));
-            if part.map == Map::Identity && open_weights > 0 {
+            if row_wise && open_weights > 0 {
                 // Fill the open tile up first.
                 let room = (tile_weights.saturating_sub(open_weights)) / part.columns.max(1);
                 if room > 0 {
@@ -118,12 +124,8 @@ pub fn tiles(
         }
     }
     close(&mut open, &mut open_weights);
-    if rows != output.rows() {
-        return Err(fail(format!(
-            "its parts have {rows} rows, its shape {:?} needs {}",
-            output.shape,
-            output.rows()
-        )));
+    if weights != output.elements() {
+        return Err(fail(format!("its parts have {weights} weights, its shape is {:?}", output.shape)));
     }
     if let Some(tile) = tiles.last_mut() {
         tile.last = true;
@@ -211,6 +213,25 @@ mod tests {
     }
 
     #[test]
+    fn half_of_the_rows_or_columns_make_half_of_the_weights() {
+        let source = source(&[&[8, 6]]);
+        for (shape, map) in [([4, 6], Map::OddRows), ([3, 8], Map::EvenColumns)] {
+            let output = output(&shape, vec![part(0, 6, 0..8, map)]);
+            let tiles = tiles(&source, &output, 0, 5).expect("tiles");
+            assert_eq!((tiles.len(), tiles[0].weights), (1, 24));
+        }
+    }
+
+    #[test]
+    fn a_vector_may_be_made_of_single_elements() {
+        let source = source(&[&[2, 6]]);
+        let mut output = output(&[2, 3], vec![part(0, 1, 0..12, Map::EvenRows)]);
+        assert!(tiles(&source, &output, 0, 100).is_err(), "a matrix is not");
+        output.quantizable = false;
+        assert_eq!(tiles(&source, &output, 0, 100).expect("tiles")[0].weights, 6);
+    }
+
+    #[test]
     fn parts_that_do_not_make_up_the_shape_are_refused() {
         let source = source(&[&[10, 4]]);
         for (shape, rows, map) in [
@@ -218,6 +239,7 @@ mod tests {
             ([10, 5], 0..10, Map::Identity),
             ([11, 4], 0..11, Map::Identity),
             ([5, 4], 0..5, Map::InterleaveHalves),
+            ([2, 4], 0..5, Map::EvenRows),
         ] {
             let output = output(&shape, vec![part(0, 4, rows, map)]);
             assert!(matches!(tiles(&source, &output, 0, 100), Err(Error::Shape { .. })), "{shape:?}");

@@ -6,7 +6,7 @@ use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::families::{Graph, graph};
 use crate::hidden::Hidden;
-use crate::ops::{Ops, Sequences};
+use crate::ops::Ops;
 use crate::store::Space;
 use crate::weights::Weights;
 
@@ -43,7 +43,6 @@ impl<'a, O: Ops> Forward<'a, O> {
         space: &Space,
         memory: u64,
     ) -> Result<Self> {
-        let sequences = Sequences { lengths: tokens.iter().map(Vec::len).collect() };
         let vocabulary = graph.head().rows.len();
         for (sequence, tokens) in tokens.iter().enumerate() {
             if let Some(position) = tokens.iter().position(|&token| token as usize >= vocabulary) {
@@ -54,8 +53,8 @@ impl<'a, O: Ops> Forward<'a, O> {
         let per_token = 4 * graph.values_per_token().max(1) as u64;
         let block = (memory.max(LEAST) / per_token).max(1);
         let block = usize::try_from(block).unwrap_or(usize::MAX);
-        let mut hidden = Hidden::new(sequences, graph.width(), block, space)?;
-        let all: Vec<u32> = tokens.concat();
+        let mut hidden = Hidden::new(tokens, graph.width(), block, space)?;
+        let all = hidden.tokens.clone();
         hidden.fill(&ops, |rows| graph.embed(&ops, &all[rows]))?;
         Ok(Forward { ops, graph, hidden })
     }

@@ -1,6 +1,8 @@
 //! The hidden states of all tokens on their way through the layers.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::ops::{Ops, Sequences};
@@ -12,6 +14,10 @@ pub struct Hidden {
     pub store: Store,
     /// What they belong to.
     pub sequences: Sequences,
+    /// The token of each row, for layers that look at it again.
+    pub tokens: Arc<[u32]>,
+    /// What a layer, by its number, keeps for later ones: as many rows.
+    pub kept: HashMap<usize, Store>,
     /// Where stores of the same size can be had.
     pub space: Space,
     /// The sequences that are computed at once, and their rows.
@@ -19,11 +25,12 @@ pub struct Hidden {
 }
 
 impl Hidden {
-    /// States of `width` values for every token; at most `block` tokens (but at least one sequence) are computed at once.
+    /// States of `width` values for every token of `tokens`; at most `block` tokens (but at least one sequence) are computed at once.
     ///
     /// # Errors
     /// If there is room neither in memory nor on disk.
-    pub fn new(sequences: Sequences, width: usize, block: usize, space: &Space) -> Result<Hidden> {
+    pub fn new(tokens: &[Vec<u32>], width: usize, block: usize, space: &Space) -> Result<Hidden> {
+        let sequences = Sequences { lengths: tokens.iter().map(Vec::len).collect() };
         let mut blocks: Vec<(Range<usize>, Range<usize>)> = Vec::new();
         for (i, rows) in sequences.rows().enumerate() {
             match blocks.last_mut() {
@@ -35,7 +42,8 @@ impl Hidden {
             }
         }
         let store = space.store(sequences.tokens(), width)?;
-        Ok(Hidden { store, sequences, space: space.clone(), blocks })
+        let (tokens, kept) = (tokens.concat().into(), HashMap::new());
+        Ok(Hidden { store, sequences, tokens, kept, space: space.clone(), blocks })
     }
 
     /// Runs `f` over all rows, some whole sequences at a time, and keeps what it makes of them.
@@ -98,8 +106,8 @@ mod tests {
 
     #[test]
     fn blocks_hold_whole_sequences() {
-        let sequences = Sequences { lengths: vec![4, 4, 4, 9, 1] };
-        let hidden = Hidden::new(sequences, 2, 8, &Space::new(u64::MAX)).expect("store");
+        let tokens = [4, 4, 4, 9, 1].map(|length| vec![0; length]);
+        let hidden = Hidden::new(&tokens, 2, 8, &Space::new(u64::MAX)).expect("store");
         assert_eq!(hidden.blocks(), [0..8, 8..12, 12..21, 21..22]);
     }
 }

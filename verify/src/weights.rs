@@ -180,15 +180,16 @@ impl Weights {
             }
             Content::Parts(parts) => parts,
         };
-        let (mut first, wanted) = (0, rows.start as u64..rows.end as u64);
+        // In weights, for a vector's parts may be columns.
+        let (mut first, wanted) = (0, (rows.start * columns) as u64..(rows.end * columns) as u64);
         for part in parts {
-            let end = first + part.output_shape().0;
+            let end = first + part.weights();
             let overlap = wanted.start.max(first)..wanted.end.min(end);
             if overlap.start < overlap.end {
-                let at = (overlap.start - wanted.start) as usize * columns;
-                let len = (overlap.end - overlap.start) as usize * columns;
-                let within = overlap.start - first..overlap.end - first;
-                self.part_rows(part, within, &mut out[at..at + len])?;
+                let at = (overlap.start - wanted.start) as usize..(overlap.end - wanted.start) as usize;
+                let columns = part.output_shape().1;
+                let within = (overlap.start - first) / columns..(overlap.end - first) / columns;
+                self.part_rows(part, within, &mut out[at])?;
             }
             first = end;
             if first >= wanted.end {
@@ -207,18 +208,19 @@ impl Weights {
         let isa = Isa::detect();
         SCRATCH.with_borrow_mut(|(bytes, weights, mapped)| {
             bytes.clear();
-            if part.map == Map::Identity {
-                let rows = part.rows.start + rows.start..part.rows.start + rows.end;
-                let part = Part { rows, ..part.clone() };
-                let raw = rows::read(source, &self.scales, &part, bytes)?;
-                let all = 0..part.rows.end - part.rows.start;
-                raw.widen(source, &part, all, bytes, isa, out)?;
-                return Ok(());
-            }
+            let cut = part.cut(rows.clone());
+            let (part, rows) = match &cut {
+                Some(cut) => (cut, 0..rows.end - rows.start),
+                None => (part, rows),
+            };
+            let all = 0..part.rows.end - part.rows.start;
             let raw = rows::read(source, &self.scales, part, bytes)?;
-            weights.resize(part.weights() as usize, 0.0);
+            if part.map == Map::Identity {
+                return Ok(raw.widen(source, part, all, bytes, isa, out)?);
+            }
+            weights.resize((all.end * part.columns) as usize, 0.0);
             mapped.resize(part.weights() as usize, 0.0);
-            raw.widen(source, part, 0..part.rows.end - part.rows.start, bytes, isa, weights)?;
+            raw.widen(source, part, all, bytes, isa, weights)?;
             rearrange(part.map, weights, part.columns as usize, mapped);
             let columns = part.output_shape().1 as usize;
             out.copy_from_slice(&mapped[rows.start as usize * columns..rows.end as usize * columns]);

@@ -51,6 +51,8 @@ pub(super) struct Builder<'a> {
     /// The entry of [`NESTED`] that the checkpoint follows.
     nested: Option<(&'static str, &'static str)>,
     layer: Option<u32>,
+    /// What becomes of a norm's gain.
+    norms: Map,
     used: Vec<bool>,
     tensors: Vec<OutputTensor>,
 }
@@ -62,7 +64,15 @@ impl<'a> Builder<'a> {
             |(model, _): &&(&str, &str)| source.find(&format!("{model}embed_tokens.weight")).is_some();
         let nested = NESTED.iter().find(is_nested).copied();
         let mlx_root = if nested.is_some() { "language_model." } else { "" };
-        Builder { config, target, mlx_root, source, nested, layer: None, used, tensors: Vec::new() }
+        let norms = Map::Identity;
+        Builder { config, target, mlx_root, source, nested, layer: None, norms, used, tensors: Vec::new() }
+    }
+
+    /// From now on, norms are those of a model that multiplies by 1 + gain. GGUF has the sum.
+    pub fn norms_plus_one(&mut self) {
+        if self.target == Target::Gguf {
+            self.norms = Map::PlusOne;
+        }
     }
 
     /// From now on, names are within this block (or the model itself).
@@ -133,7 +143,17 @@ impl<'a> Builder<'a> {
     /// A norm's gain.
     pub fn norm(&mut self, module: Module, size: Dim) -> Result<()> {
         let name = self.name(module, ".weight", false);
-        self.vector(&format!("{}.weight", module.source), name, Class::Vector, size, None)
+        let id = self.take(&format!("{}.weight", module.source), &[size])?;
+        let gain = Part { map: self.norms, ..part(id, size.0, 0..1) };
+        self.push(name, Class::Vector, false, &[size.0], Content::Parts(vec![gain]));
+        Ok(())
+    }
+
+    /// Leaves a tensor out that some checkpoints have though the model doesn't use it.
+    pub fn skip(&mut self, name: &str) {
+        if let Some(id) = self.source.find(&self.source_name(name)) {
+            self.used[id.0] = true;
+        }
     }
 
     /// A vector, whose elements are reordered per head if `heads` are given.
@@ -176,6 +196,12 @@ impl<'a> Builder<'a> {
     /// A router's matrix. GGUF and some of MLX's models run it in full precision only.
     pub fn router(&mut self, module: Module, rows: Dim, columns: Dim, quantizable: bool) -> Result<()> {
         self.matrix(Class::Router, module, rows, columns, quantizable, None)
+    }
+
+    /// A matrix that llama.cpp doesn't quantize but mlx-lm does.
+    pub fn unquantized_in_gguf(&mut self, module: Module, rows: Dim, columns: Dim) -> Result<()> {
+        let quantizable = self.target == Target::Mlx;
+        self.matrix(Class::Other, module, rows, columns, quantizable, None)
     }
 
     fn matrix(
@@ -222,7 +248,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// A matrix per head, cut from the rows of one source tensor: of each head's `stride` rows those in `rows`.
+    /// A matrix per head (or expert), cut from the rows of one source tensor: of each head's `stride` rows those in `rows`.
     #[expect(clippy::too_many_arguments, reason = "what, called what, from where, and how")]
     pub fn per_head(
         &mut self,
@@ -236,14 +262,10 @@ impl<'a> Builder<'a> {
         map: Map,
     ) {
         let cut = |head: u64| head * stride + rows.start..head * stride + rows.end;
-        let parts = (0..heads).map(|head| Part { source: id, columns, rows: cut(head), map }).collect();
-        let count = rows.end - rows.start;
-        let shape = match map {
-            Map::Transpose => [heads, columns, count],
-            Map::Identity | Map::InterleaveHalves => [heads, count, columns],
-        };
+        let part = |head| Part { source: id, columns, rows: cut(head), map };
+        let (rows, columns) = part(0).output_shape();
         let name = self.name(module, ".weight", true);
-        self.push(name, class, true, &shape, Content::Parts(parts));
+        self.push(name, class, true, &[heads, rows, columns], Content::Parts((0..heads).map(part).collect()));
     }
 
     /// The collected tensors, if nothing of the checkpoint is left over.

@@ -11,11 +11,11 @@ impl ModelConfig {
         Dim(self.hidden, "hidden_size")
     }
 
-    fn query_dim(&self) -> Dim {
+    pub(super) fn query_dim(&self) -> Dim {
         Dim(self.heads * self.head_dim, "num_attention_heads · head_dim")
     }
 
-    fn key_dim(&self) -> Dim {
+    pub(super) fn key_dim(&self) -> Dim {
         Dim(self.kv_heads * self.head_dim, "num_key_value_heads · head_dim")
     }
 
@@ -192,8 +192,8 @@ pub(super) fn gating(scoring: Scoring, keys: &mut Keys) -> Result<()> {
 fn rope(config: &ModelConfig, keys: &mut Keys) -> Result<()> {
     keys.number("rope.freq_base", config.rope.theta);
     match config.rope.scaling {
-        // Llama 3's is a tensor: see `rope_freqs`.
-        RopeScaling::None | RopeScaling::Llama3 { .. } => {}
+        // The latter two are tensors: see `rope_freqs`, and Gemma 4.
+        RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Proportional { .. } => {}
         // Tensors as well, but only one architecture's graph takes them.
         RopeScaling::LongRope { original, attention_factor, .. } if keys.arch == "phi3" => {
             keys.count("rope.scaling.original_context_length", original)?;

@@ -33,7 +33,7 @@ fn class(name: &str, dimensions: usize) -> Class {
     match role {
         "exp_probs_b.bias" => Class::RouterBias,
         _ if dimensions < 2 || !role.ends_with(".weight") || role.ends_with("_norm.weight") => Class::Vector,
-        "token_embd.weight" => Class::Embedding,
+        "token_embd.weight" | "per_layer_token_embd.weight" => Class::Embedding,
         "output.weight" => Class::Output,
         "ffn_gate_inp.weight" => Class::Router,
         "attn_q.weight" => Class::AttnQ,
@@ -52,7 +52,7 @@ fn class(name: &str, dimensions: usize) -> Class {
         "ffn_gate_shexp.weight" => Class::SharedGate,
         "ffn_up_shexp.weight" => Class::SharedUp,
         "ffn_down_shexp.weight" => Class::SharedDown,
-        "ffn_gate_exps.weight" => Class::ExpertGate,
+        "ffn_gate_exps.weight" | "ffn_gate_up_exps.weight" => Class::ExpertGate,
         "ffn_up_exps.weight" => Class::ExpertUp,
         "ffn_down_exps.weight" => Class::ExpertDown,
         _ => Class::Other,

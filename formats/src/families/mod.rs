@@ -7,9 +7,14 @@
 mod builder;
 mod common;
 mod deepseek_v3;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod gemma4;
 mod gguf;
 mod glm4_moe;
 mod glm_moe_dsa;
+mod gpt_oss;
 mod llama;
 mod minimax_m2;
 mod mistral;
@@ -23,6 +28,7 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
+mod windows;
 
 use builder::Builder;
 pub use gguf::gguf_tensors;
@@ -56,8 +62,12 @@ struct Family {
 
 static FAMILIES: &[Family] = &[
     deepseek_v3::DEEPSEEK_V3,
+    gemma2::GEMMA2,
+    gemma3::GEMMA3,
+    gemma4::GEMMA4,
     glm4_moe::GLM4_MOE,
     glm_moe_dsa::GLM_MOE_DSA,
+    gpt_oss::GPT_OSS,
     llama::LLAMA,
     minimax_m2::MINIMAX_M2,
     mistral::MISTRAL,
@@ -124,6 +134,20 @@ impl Keys {
         let value = u32::try_from(value).map_err(|_| Error::Value { key: name.clone(), value })?;
         self.metadata.set(name, value);
         Ok(())
+    }
+
+    /// One count for each layer.
+    fn counts(&mut self, key: &str, values: impl Iterator<Item = u64>) -> Result<()> {
+        let name = format!("{}.{key}", self.arch);
+        let one = |value| u32::try_from(value).map_err(|_| Error::Value { key: name.clone(), value });
+        let values: Vec<u32> = values.map(one).collect::<Result<_>>()?;
+        self.metadata.set(name, values);
+        Ok(())
+    }
+
+    /// One flag for each layer.
+    fn flags(&mut self, key: &str, values: Vec<bool>) {
+        self.metadata.set(format!("{}.{key}", self.arch), values);
     }
 
     fn number(&mut self, key: &str, value: f64) {

@@ -9,6 +9,7 @@ use crate::tensor::{Dtype, SourceFile, TensorId, TensorMeta};
 
 mod llama_like;
 mod mla;
+mod windowed;
 
 /// A source that has an index only.
 struct Index {

@@ -31,6 +31,13 @@ pub(super) fn vocabulary(weights: &Weights) -> Result<usize> {
     Ok(embedding.rows() as usize)
 }
 
+/// Rotation of `width` dimensions from base `theta`, as it was before anybody stretched it.
+pub(super) fn unscaled_rotary(theta: f64, width: usize, head: usize, order: Pairs) -> Rotary {
+    let frequency = |i: usize| theta.powf(-2.0 * i as f64 / width as f64);
+    let frequencies = (0..width / 2).map(frequency).collect();
+    Rotary { frequencies, multiplier: 1.0, order, head, offset: 0 }
+}
+
 /// Frequencies for `width` rotated dimensions from base `theta`, stretched as the metadata and `rope_freqs.weight` say.
 pub(super) fn rotary(
     weights: &Weights,
@@ -41,8 +48,7 @@ pub(super) fn rotary(
     order: Pairs,
 ) -> Result<Rotary> {
     let hyper = &weights.hyper;
-    let mut frequencies: Vec<f64> =
-        (0..width / 2).map(|i| theta.powf(-2.0 * i as f64 / width as f64)).collect();
+    let mut frequencies = unscaled_rotary(theta, width, head, order).frequencies;
     if let Some(divisors) = weights.optional_vector("rope_freqs.weight", width / 2)? {
         frequencies.iter_mut().zip(divisors).for_each(|(frequency, by)| *frequency /= f64::from(by));
     }

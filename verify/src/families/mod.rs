@@ -1,7 +1,11 @@
 //! The families' graphs, written in [`Ops`](crate::ops::Ops) over GGUF's tensors and hyper-parameters. One file per graph; [`graph`]
 //! is the table.
 
+mod attention;
 mod common;
+mod gemma;
+mod gemma4;
+mod gpt_oss;
 mod llama;
 mod long_rope;
 mod mla;
@@ -55,6 +59,9 @@ pub fn graph<O: Ops>(weights: &Weights) -> Result<Box<dyn Graph<O>>> {
         "llama" | "qwen2" | "qwen3" | "qwen3moe" | "phi3" | "smollm3" | "olmo2" | "glm4moe"
         | "minimax-m2" => Box::new(llama::read(weights)?),
         "deepseek2" | "mistral4" | "glm-dsa" => Box::new(mla::read(weights)?),
+        "gemma2" | "gemma3" => Box::new(gemma::read(weights)?),
+        "gemma4" => Box::new(gemma4::read(weights)?),
+        "gpt-oss" => Box::new(gpt_oss::read(weights)?),
         arch => return Err(Error::NoGraph { arch: arch.to_owned() }),
     })
 }

@@ -1,0 +1,149 @@
+//! Gemma 2 and 3: norms before and after attention and MLP, windows in some layers.
+//!
+//! h ← √width · embedding;  h ← h + norm(attention(norm(h)));  h ← h + norm(MLP(norm(h))). Gemma 2 caps attention's scores and the
+//! logits; Gemma 3 norms queries and keys, and turns them faster in layers with a window.
+
+use kernels::rope::Pairs;
+
+use super::Graph;
+use super::attention::{SelfAttention, plain, windows};
+use super::common;
+use crate::error::Result;
+use crate::hidden::Hidden;
+use crate::mixture::Mlp;
+use crate::ops::{Activation, Attention, Ops};
+use crate::weights::{Linear, Weights};
+
+pub(super) struct Gemma {
+    width: usize,
+    eps: f64,
+    embedding: Linear,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    head: Linear,
+    soft_cap: Option<f32>,
+    values_per_token: usize,
+}
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    attention: SelfAttention,
+    after_attention: Vec<f32>,
+    mlp_norm: Vec<f32>,
+    mlp: Mlp,
+    after_mlp: Vec<f32>,
+}
+
+/// What llama.cpp takes for granted.
+struct Constants {
+    window: Option<usize>,
+    period: usize,
+    /// Layers of the largest model, whose scores are scaled as if its heads made up the width.
+    largest: usize,
+    caps: [Option<f64>; 2],
+}
+
+/// Reads the graph.
+pub(super) fn read(weights: &Weights) -> Result<Gemma> {
+    let hyper = &weights.hyper;
+    let is_second = hyper.arch == "gemma2";
+    let constants = match is_second {
+        true => Constants { window: Some(4096), period: 2, largest: 46, caps: [Some(50.0), Some(30.0)] },
+        false => Constants { window: None, period: 6, largest: 62, caps: [None, None] },
+    };
+    let width = hyper.count("embedding_length")?;
+    let count = hyper.count("block_count")?;
+    let mut attention = plain(hyper, width)?;
+    attention.scale = match hyper.optional_number("attention.scale")? {
+        Some(scale) => scale as f32,
+        None if count == constants.largest => ((width / attention.heads) as f32).powf(-0.5),
+        None => attention.scale,
+    };
+    let cap = |key, default: Option<f64>| -> Result<Option<f32>> {
+        let cap = hyper.optional_number(key)?.or(default);
+        Ok(cap.filter(|&cap| cap > 0.0).map(|cap| cap as f32))
+    };
+    attention.soft_cap = cap("attn_logit_softcapping", constants.caps[0])?;
+    let theta = hyper.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
+    let local = hyper.optional_number("rope.freq_base_swa")?;
+    let local = local.unwrap_or(if is_second { theta } else { 10_000.0 });
+    let key = attention.key;
+    let rotary = common::rotary(weights, theta, key, key, 0, Pairs::Halves)?;
+    let rotary_local = common::unscaled_rotary(local, key, key, Pairs::Halves);
+    let window = hyper.optional_count("attention.sliding_window")?.or(constants.window);
+    let windows = match window.filter(|&window| window > 0) {
+        Some(window) => windows(hyper, count, window, constants.period)?,
+        None => vec![None; count],
+    };
+
+    let mut layers = Vec::with_capacity(count);
+    for (layer, window) in windows.into_iter().enumerate() {
+        let gain = |part: &str| weights.vector(&format!("blk.{layer}.{part}.weight"), width);
+        let rotary = if window.is_some() { &rotary_local } else { &rotary };
+        let attention = Attention { window, ..attention.clone() };
+        layers.push(Layer {
+            attention_norm: gain("attn_norm")?,
+            attention: SelfAttention::read(weights, layer, width, rotary.clone(), attention)?,
+            after_attention: gain("post_attention_norm")?,
+            mlp_norm: gain("ffn_norm")?,
+            mlp: common::mlp(weights, layer, width, Activation::GeluTanh)?,
+            after_mlp: gain("post_ffw_norm")?,
+        });
+    }
+    let vocab = common::vocabulary(weights)?;
+    let widest = |layer: &Layer| layer.attention.values_per_token().max(2 * layer.mlp.gate.rows.len());
+    Ok(Gemma {
+        width,
+        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
+        embedding: weights.linear("token_embd", vocab, width)?,
+        norm: weights.vector("output_norm.weight", width)?,
+        head: common::head(weights, vocab, width)?,
+        soft_cap: cap("final_logit_softcapping", constants.caps[1])?,
+        values_per_token: 3 * width + layers.iter().map(widest).max().unwrap_or(0),
+        layers,
+    })
+}
+
+impl<O: Ops> Graph<O> for Gemma {
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn values_per_token(&self) -> usize {
+        self.values_per_token
+    }
+
+    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor> {
+        let mut x = ops.embed(&self.embedding, tokens)?;
+        ops.scale(&mut x, (self.width as f32).sqrt());
+        Ok(x)
+    }
+
+    fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
+        let w = &self.layers[layer];
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.width, Some(gain), self.eps);
+        hidden.update(ops, |x, sequences| {
+            let a = w.attention.run(ops, &norm(x, &w.attention_norm), sequences, self.eps)?;
+            ops.add(x, &norm(&a, &w.after_attention));
+            let y = w.mlp.run(ops, &norm(x, &w.mlp_norm))?;
+            ops.add(x, &norm(&y, &w.after_mlp));
+            Ok(())
+        })
+    }
+
+    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
+        ops.rms_norm(x, self.width, Some(&self.norm), self.eps)
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn soft_cap(&self) -> Option<f32> {
+        self.soft_cap
+    }
+}
