@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 
 use crate::text::parse_bytes;
 
@@ -18,6 +18,8 @@ pub struct Args {
 pub enum Verb {
     /// Turn a checkpoint into a GGUF file (llama.cpp) or an MLX folder (mlx-lm)
     Quantize(Quantize),
+    /// Measure perplexity and divergence from the original, from the written bytes
+    Verify(Verify),
     /// Show what a checkpoint, a GGUF file or an MLX folder holds
     Inspect(Inspect),
     /// List the formats and mixes that can be written
@@ -86,6 +88,72 @@ pub struct Quantize {
 }
 
 #[derive(ClapArgs)]
+#[command(
+    group(ArgGroup::new("input").required(true).args(["text", "tokens"])),
+    after_help = "\
+Examples:
+  halfbyte verify llama-q4_k_m.gguf --against ./Llama-3.1-8B --text wiki.test.raw --chunks 32
+  halfbyte verify qwen3-mlx --against ./Qwen3-30B-A3B --text wiki.test.raw --report qwen3.html
+  halfbyte verify m.gguf --against ./model --text t.txt --max-kld 0.05 --max-ppl-ratio 1.02 && ./publish
+  halfbyte verify ./model --text t.txt --context 2048 --stride 512 --json | jq .perplexity
+  halfbyte verify ./model --tokens ids.safetensors --logits logits.safetensors
+
+Figures are those of llama-perplexity: chunks of --context tokens, the second half of each scored. The line `protocol` says
+what was done. Shares such as same_top1 and rms_dp are fractions of 1 in JSON; divergences are in nats.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 worse than --max-kld or --max-ppl-ratio allows, 130 interrupted."
+)]
+pub struct Verify {
+    /// What to measure: a GGUF file, an MLX folder, or a checkpoint
+    #[arg(value_name = "FILE")]
+    pub model: PathBuf,
+    /// What to measure it against: the checkpoint it was made of, or any model with the same tokenizer
+    #[arg(long, value_name = "SOURCE")]
+    pub against: Option<PathBuf>,
+    /// Text in UTF-8 to measure on: not one that the model was calibrated on
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Token ids instead of a text: a safetensors file with `input_ids` [n, length]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["context", "chunks", "stride"])]
+    pub tokens: Option<PathBuf>,
+    /// Tokens in a chunk
+    #[arg(long, value_name = "N", default_value = "512", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
+    pub context: usize,
+    /// How many chunks to take, from the start of the text [default: all]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub chunks: Option<usize>,
+    /// Slide the window by so many tokens and score those that are new to it, as papers do
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub stride: Option<usize>,
+    /// Write the model's logits to a safetensors file: `logits` [n, length, vocabulary], F32
+    #[arg(long, value_name = "OUT")]
+    pub logits: Option<PathBuf>,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub threads: Option<usize>,
+    /// Ceiling for hidden states and buffers; what is more goes to the disk
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "256MiB")]
+    pub memory: u64,
+    /// Exit with 3 if the mean KL divergence is larger
+    #[arg(long, value_name = "NATS", value_parser = limit, requires = "against")]
+    pub max_kld: Option<f64>,
+    /// Exit with 3 if the perplexity is more than so many times the reference's
+    #[arg(long, value_name = "RATIO", value_parser = limit, requires = "against")]
+    pub max_ppl_ratio: Option<f64>,
+    /// Write a page with verdict, charts and what was compared
+    #[arg(long, value_name = "OUT.html")]
+    pub report: Option<PathBuf>,
+    /// Print the result as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A limit of a gate: a positive number.
+fn limit(text: &str) -> Result<f64, String> {
+    let limit = text.parse().ok().filter(|limit: &f64| limit.is_finite() && *limit > 0.0);
+    limit.ok_or_else(|| format!("`{text}` is no positive number"))
+}
+
+#[derive(ClapArgs)]
 #[command(after_help = "\
 Examples:
   halfbyte inspect model.gguf
@@ -104,4 +172,47 @@ pub struct Formats {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn limits_are_positive_numbers() {
+        assert_eq!(limit("0.05"), Ok(0.05));
+        for text in ["0", "-1", "nan", "inf", "much"] {
+            assert!(limit(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn verify_wants_one_input_and_gates_want_a_reference() {
+        let parses = |arguments: &str| {
+            Args::try_parse_from(["halfbyte", "verify", "m.gguf"].into_iter().chain(arguments.split(' ')))
+                .is_ok()
+        };
+        assert!(parses("--text t.txt"));
+        assert!(parses("--tokens t.safetensors --against o --max-kld 0.1 --max-ppl-ratio 1.02"));
+        for wrong in [
+            "--json",
+            "--text t --tokens u",
+            "--text t --max-kld 0.1",
+            "--text t --max-ppl-ratio 1.1",
+            "--tokens t --chunks 3",
+            "--tokens t --stride 3",
+            "--text t --chunks 0",
+            "--text t --context 1",
+            "--text t --threads 0",
+        ] {
+            assert!(!parses(wrong), "{wrong}");
+        }
+    }
 }

@@ -3,10 +3,13 @@
 mod args;
 mod formats_verb;
 mod inspect;
+mod interrupt;
 mod progress;
 mod quantize_verb;
+mod steps;
 mod table;
 mod text;
+mod verify_verb;
 
 use std::process::ExitCode;
 
@@ -17,13 +20,16 @@ use clap::Parser;
 const FAILED: u8 = 1;
 /// Wrong use of the command line; clap exits with it too.
 const USAGE: u8 = 2;
-/// Stopped by Ctrl-C; the same command goes on.
+/// Measured, and worse than was allowed.
+const GATE: u8 = 3;
+/// Stopped by Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let result = match &args.verb {
         Verb::Quantize(options) => quantize_verb::run(options),
+        Verb::Verify(options) => verify_verb::run(options),
         Verb::Inspect(options) => inspect::run(options),
         Verb::Formats(options) => formats_verb::run(options),
     };
@@ -39,12 +45,28 @@ fn main() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             eprintln!("halfbyte: {error:#}");
-            let code = match error.downcast_ref::<quantize::Error>() {
-                Some(quantize::Error::Interrupted { .. }) => INTERRUPTED,
-                Some(quantize::Error::Usage(_)) => USAGE,
-                _ => FAILED,
-            };
-            ExitCode::from(code)
+            ExitCode::from(code(&error))
         }
+    }
+}
+
+/// What a script is told about an error.
+fn code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<quantize::Error>() {
+        match error {
+            quantize::Error::Interrupted { .. } => INTERRUPTED,
+            quantize::Error::Usage(_) => USAGE,
+            _ => FAILED,
+        }
+    } else if let Some(error) = error.downcast_ref::<verify::Error>() {
+        match error {
+            verify::Error::Interrupted => INTERRUPTED,
+            verify::Error::Usage(_) => USAGE,
+            _ => FAILED,
+        }
+    } else if error.is::<verify_verb::Exceeded>() {
+        GATE
+    } else {
+        FAILED
     }
 }

@@ -1,16 +1,8 @@
 //! `halfbyte quantize`.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{collections::BTreeMap, io::Write, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use quantize::{
     job::Job,
     journal::Entry,
@@ -23,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args,
+    interrupt::interruptible,
     progress::Watch,
     table::{print_json, shape, table},
     text,
@@ -77,20 +70,6 @@ pub fn run(args: &args::Quantize) -> Result<()> {
             if args.json { print_json(&done.json()) } else { done.print() }
         }
     }
-}
-
-/// A flag that Ctrl-C sets. A second Ctrl-C ends the process at once: the journal holds what is finished.
-fn interruptible() -> Result<Arc<AtomicBool>> {
-    let cancel = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&cancel);
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(crate::INTERRUPTED));
-        }
-        eprintln!("\nstopping after what is under way (Ctrl-C again: at once)");
-    })
-    .context("can't watch for Ctrl-C")?;
-    Ok(cancel)
 }
 
 fn print_plan(job: &Job) -> Result<()> {

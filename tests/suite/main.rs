@@ -5,3 +5,4 @@ mod crash;
 mod quantize;
 mod same_bytes;
 mod tool;
+mod verify;

@@ -68,11 +68,6 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
-/// The same with its standard error: `95.39 ± 0.33 %`.
-pub fn percent_with_error(share: f64, stderr: f64) -> String {
-    format!("{:.2} ± {:.2} %", 100.0 * share, 100.0 * stderr)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,7 +105,6 @@ mod tests {
         ] {
             assert_eq!(with_error(value, stderr), expected);
         }
-        assert_eq!(percent_with_error(0.9539, 0.0033), "95.39 ± 0.33 %");
         assert_eq!(percent(0.012), "1.20 %");
     }
 }

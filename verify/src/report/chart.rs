@@ -70,6 +70,8 @@ pub struct Scale {
 #[derive(Debug, Serialize)]
 struct Zone {
     level: Level,
+    /// Whether the mean lies in it.
+    current: bool,
     name: &'static str,
     x: f64,
     width: f64,
@@ -81,11 +83,12 @@ impl Scale {
     /// The mark with two standard errors to either side.
     pub fn of(divergence: &Divergence) -> Scale {
         let at = |value: f64| percent(log_share(value, Scale::ENDS));
+        let current = Level::of_mean(divergence.mean_kld);
         let mut from = Scale::ENDS.0;
         let zones = Level::ALL.map(|level| {
             let x = at(from);
             from = level.mean_limit();
-            Zone { level, name: level.name(), x, width: at(from) - x }
+            Zone { level, current: level == current, name: level.name(), x, width: at(from) - x }
         });
         let margin = 2.0 * divergence.mean_kld_stderr;
         let low = at(divergence.mean_kld - margin);

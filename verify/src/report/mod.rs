@@ -121,6 +121,7 @@ struct LevelRow {
     meaning: &'static str,
     mean: String,
     tail: String,
+    same_top: String,
     current: bool,
 }
 
@@ -309,6 +310,10 @@ impl LevelRow {
             meaning: level.meaning(),
             mean: limit(level.mean_limit()),
             tail: limit(level.tail_limit()),
+            same_top: match level {
+                Level::Damaged => "less".to_owned(),
+                _ => format!("≥ {} %", 100.0 * level.same_top_limit()),
+            },
             current,
         }
     }

@@ -186,7 +186,7 @@ fn the_verdict_comes_first_and_every_part_is_there() {
 #[test]
 fn without_a_reference_there_is_perplexity_alone() {
     let page = render(&alone()).expect("page");
-    assert!(page.contains("Perplexity 29") && page.contains("--against"));
+    assert!(page.contains("Perplexity 28.98") && page.contains("--against"));
     for absent in ["KL divergence", "<svg", "Reference</h3>"] {
         assert!(!page.contains(absent), "{absent}");
     }
