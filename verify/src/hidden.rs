@@ -22,6 +22,8 @@ pub struct Hidden {
     pub space: Space,
     /// The sequences that are computed at once, and their rows.
     blocks: Vec<(Range<usize>, Range<usize>)>,
+    /// Memory for the rows of a block on their way.
+    scratch: Vec<f32>,
 }
 
 impl Hidden {
@@ -43,7 +45,7 @@ impl Hidden {
         }
         let store = space.store(sequences.tokens(), width)?;
         let (tokens, kept) = (tokens.concat().into(), HashMap::new());
-        Ok(Hidden { store, sequences, tokens, kept, space: space.clone(), blocks })
+        Ok(Hidden { store, sequences, tokens, kept, space: space.clone(), blocks, scratch: Vec::new() })
     }
 
     /// Runs `f` over all rows, some whole sequences at a time, and keeps what it makes of them.
@@ -57,12 +59,14 @@ impl Hidden {
     ) -> Result<()> {
         let width = self.store.width;
         for (ids, rows) in self.blocks.clone() {
-            let mut values = vec![0.0; rows.len() * width];
+            let mut values = std::mem::take(&mut self.scratch);
+            values.resize(rows.len() * width, 0.0);
             self.store.read(rows.clone(), &mut values)?;
             let sequences = Sequences { lengths: self.sequences.lengths[ids].to_vec() };
             let mut x = ops.upload(values, width);
             f(&mut x, &sequences)?;
-            self.store.write(rows.start, &ops.download(x))?;
+            self.scratch = ops.download(x);
+            self.store.write(rows.start, &self.scratch)?;
         }
         Ok(())
     }

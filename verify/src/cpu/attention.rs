@@ -51,7 +51,7 @@ pub(super) fn attend(q: &Rows, k: &Rows, v: &Rows, a: &Attention, sequences: &Se
         })
         .collect();
     let width = group * a.value;
-    let mut out = Rows::zeros(q.rows(), a.heads * a.value);
+    let mut out = Rows::unwritten(q.rows(), a.heads * a.value);
     for ((rows, head), attended) in work.iter().zip(&attended) {
         for (row, values) in rows.clone().zip(attended.chunks_exact(width)) {
             out.values[row * a.heads * a.value + head * width..][..width].copy_from_slice(values);

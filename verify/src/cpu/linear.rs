@@ -10,7 +10,7 @@ use kernels::gemm::{PANEL, Panels, multiply, pack};
 use kernels::matrix::{Matrix, MatrixMut};
 use rayon::prelude::*;
 
-use super::Rows;
+use super::{Rows, buffers};
 use crate::error::Result;
 use crate::weights::{Linear, Stack, Weights};
 
@@ -44,9 +44,9 @@ fn decode(
 /// Writes x · wᵀ + bias to `out` [tokens, w's rows].
 pub(super) fn linear(weights: &Weights, x: &Rows, w: &Linear) -> Result<Rows> {
     let (k, n, tokens) = (w.columns, w.rows.len(), x.rows());
-    let mut out = Rows::zeros(tokens, n);
+    let mut out = Rows::unwritten(tokens, n);
     let stretch = (STRETCH / k.max(1)).max(PANEL) / PANEL * PANEL;
-    let mut packed = vec![0.0; Panels::len(stretch.min(n), k)];
+    let mut packed = buffers::take(Panels::len(stretch.min(n), k));
     for first in (0..n).step_by(stretch) {
         let rows = first..n.min(first + stretch);
         let packed = &mut packed[..Panels::len(rows.len(), k)];
@@ -66,6 +66,7 @@ pub(super) fn linear(weights: &Weights, x: &Rows, w: &Linear) -> Result<Rows> {
             }
         });
     }
+    buffers::give(packed);
     Ok(out)
 }
 
@@ -75,7 +76,7 @@ pub(super) fn per_head(weights: &Weights, x: &Rows, w: &Stack, transposed: bool)
     let (rows, columns) = (w.one(0).rows.len(), w.one(0).columns);
     let (k, n) = if transposed { (rows, columns) } else { (columns, rows) };
     let tokens = x.rows();
-    let mut out = Rows::zeros(tokens, heads * n);
+    let mut out = Rows::unwritten(tokens, heads * n);
     let own = if x.columns == k { 0 } else { k };
     let mut decoded = vec![0.0; rows * columns];
     let mut turned = vec![0.0; rows * columns];

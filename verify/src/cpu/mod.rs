@@ -1,6 +1,7 @@
 //! [`Ops`] on the processor: vectors of sixteen lanes, all cores.
 
 mod attention;
+mod buffers;
 mod linear;
 
 use std::ops::Range;
@@ -29,15 +30,32 @@ impl Cpu<'_> {
 }
 
 /// A matrix: rows of `columns` values, one after the other.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Rows {
     values: Vec<f32>,
     columns: usize,
 }
 
+impl Drop for Rows {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.values));
+    }
+}
+
+impl Clone for Rows {
+    fn clone(&self) -> Rows {
+        let mut copy = Rows::unwritten(self.rows(), self.columns);
+        copy.values.par_chunks_mut(CHUNK).zip(self.values.par_chunks(CHUNK)).for_each(|(to, from)| {
+            to.copy_from_slice(from);
+        });
+        copy
+    }
+}
+
 impl Rows {
-    fn zeros(rows: usize, columns: usize) -> Rows {
-        Rows { values: vec![0.0; rows * columns], columns }
+    /// A matrix of which every element is still to be written.
+    fn unwritten(rows: usize, columns: usize) -> Rows {
+        Rows { values: buffers::take(rows * columns), columns }
     }
 
     fn rows(&self) -> usize {
@@ -51,7 +69,7 @@ impl Rows {
 
     /// A matrix whose rows `make` writes, given their number.
     fn from_rows(rows: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) -> Rows {
-        let mut out = Rows::zeros(rows, columns);
+        let mut out = Rows::unwritten(rows, columns);
         let chunk = out.row_chunk();
         out.values.par_chunks_mut(chunk.max(1)).enumerate().for_each(|(i, part)| {
             for (r, row) in part.chunks_exact_mut(columns).enumerate() {
@@ -79,8 +97,8 @@ impl Ops for Cpu<'_> {
         Rows { values, columns }
     }
 
-    fn download(&self, x: Rows) -> Vec<f32> {
-        x.values
+    fn download(&self, mut x: Rows) -> Vec<f32> {
+        std::mem::take(&mut x.values)
     }
 
     fn width(&self, x: &Rows) -> usize {
@@ -89,7 +107,7 @@ impl Ops for Cpu<'_> {
 
     fn embed(&self, table: &Linear, tokens: &[u32]) -> Result<Rows> {
         let columns = table.columns;
-        let mut out = Rows::zeros(tokens.len(), columns);
+        let mut out = Rows::unwritten(tokens.len(), columns);
         out.values.par_chunks_exact_mut(columns).zip(tokens).try_for_each(|(row, &token)| {
             let token = table.rows.start + token as usize;
             self.weights.rows(table.tensor, token..token + 1, row)
@@ -118,7 +136,7 @@ impl Ops for Cpu<'_> {
     fn rotate(&self, x: &mut Rows, rotary: &Rotary, sequences: &Sequences) {
         let n = rotary.frequencies.len();
         let longest = sequences.lengths.iter().copied().max().unwrap_or(0);
-        let mut tables = [Rows::zeros(longest, n), Rows::zeros(longest, n)];
+        let mut tables = [Rows::unwritten(longest, n), Rows::unwritten(longest, n)];
         let [cos, sin] = &mut tables;
         let rows = cos.values.chunks_exact_mut(n).zip(sin.values.chunks_exact_mut(n));
         for (position, (cos, sin)) in rows.enumerate() {
