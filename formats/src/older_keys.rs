@@ -33,7 +33,9 @@ pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
         older.push(("rope_theta", rope.get("rope_theta").cloned()));
         older.push(("partial_rotary_factor", rope.get("partial_rotary_factor").cloned()));
         let mut scaling = Value::Null;
-        if let Some(kind) = rope.get("rope_type").filter(|kind| *kind != "default") {
+        // Gemma 4 is newer than the other style.
+        let is_old = |kind: &&Value| !["default", "proportional"].iter().any(|new| *kind == new);
+        if let Some(kind) = rope.get("rope_type").filter(is_old) {
             let rest = rope.iter().filter(|(key, _)| *key != "rope_theta" && *key != "partial_rotary_factor");
             let mut rest: Map<_, _> = rest.map(|(key, value)| (key.clone(), value.clone())).collect();
             rest.entry("type").or_insert(kind.clone());

@@ -213,9 +213,9 @@ fn metadata(config: &ModelConfig, keys: &mut Keys) -> Result<()> {
     keys.count("attention.shared_kv_layers", layers.iter().filter(|layer| layer.shared).count() as u64)?;
     keys.count("embedding_length_per_layer_input", per_layer_width(config)?)?;
     keys.number("rope.freq_base_swa", gemma3::local_theta(config)?);
-    if let Some(cap) = config.keys.number("final_logit_softcapping")? {
-        keys.number("final_logit_softcapping", cap);
-    }
+    // Without the key llama.cpp caps at 30.
+    let cap = config.keys.number("final_logit_softcapping")?;
+    keys.number("final_logit_softcapping", cap.unwrap_or(0.0));
     if let Some(moe) = moe(config)? {
         keys.count("expert_feed_forward_length", moe.intermediate)?;
     }

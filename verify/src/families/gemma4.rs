@@ -166,7 +166,7 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
         (3 * heads * key + 4 * kv_heads * key).max(2 * layer.mlp.gate.rows.len())
     };
     let table = per_layer.as_ref().map_or(0, |per_layer| per_layer.table.columns);
-    let soft_cap = hyper.optional_number("final_logit_softcapping")?;
+    let soft_cap = hyper.optional_number("final_logit_softcapping")?.unwrap_or(30.0);
     Ok(Gemma4 {
         width,
         eps: hyper.number("attention.layer_norm_rms_epsilon")?,
@@ -174,7 +174,7 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
         per_layer,
         norm: weights.vector("output_norm.weight", width)?,
         head: common::head(weights, vocab, width)?,
-        soft_cap: soft_cap.filter(|&cap| cap > 0.0).map(|cap| cap as f32),
+        soft_cap: (soft_cap > 0.0).then_some(soft_cap as f32),
         values_per_token: 4 * width + table + layers.iter().map(widest).max().unwrap_or(0),
         layers,
     })

@@ -156,6 +156,7 @@ fn gemma4_with_experts() {
         (get("attention.key_length"), get("attention.key_length_swa")),
         (Some(&32u32.into()), Some(&16u32.into()))
     );
+    assert_eq!(get("final_logit_softcapping"), Some(&0.0f32.into()), "else llama.cpp caps at 30");
     assert_eq!((get("expert_used_count"), get("expert_count")), (Some(&2u32.into()), Some(&4u32.into())));
 }
 
