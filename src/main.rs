@@ -70,3 +70,23 @@ fn code(error: &anyhow::Error) -> u8 {
         FAILED
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_can_tell_errors_apart() {
+        let usage = || "wrong".to_owned();
+        for (error, expected) in [
+            (verify::Error::Interrupted.into(), INTERRUPTED),
+            (verify::Error::Usage(usage()).into(), USAGE),
+            (verify::Error::TooFewTokens { scored: 1 }.into(), FAILED),
+            (quantize::Error::Interrupted { partial: "p".into() }.into(), INTERRUPTED),
+            (quantize::Error::Usage(usage()).into(), USAGE),
+            (anyhow::anyhow!("else"), FAILED),
+        ] {
+            assert_eq!(code(&error), expected, "{error}");
+        }
+    }
+}

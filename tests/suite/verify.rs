@@ -53,6 +53,8 @@ fn the_figures_are_there_by_name_and_the_report_stands_alone() {
     assert!(percentiles.is_sorted() && percentiles[0] < percentiles[5], "{percentiles:?}");
     assert!(number(&result, "tokens_per_second") > 0.0 && number(&result, "peak_rss_bytes") > 1e6);
     assert!(result["protocol"].as_str().is_some_and(|line| line.contains("4 chunks of 64 tokens")));
+    assert_eq!(result["input"]["name"], "README.md");
+    assert!(result["input"]["sha256"].as_str().is_some_and(|hash| hash.len() == 64));
     let layers = result["layers"].as_array().expect("layers");
     let errors: Vec<f64> = layers.iter().map(|layer| number(layer, "relative_error")).collect();
     assert!(!errors.is_empty() && errors.iter().all(|e| (1e-4..1.0).contains(e)), "{errors:?}");

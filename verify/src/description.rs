@@ -55,7 +55,7 @@ pub struct Model {
     pub provenance: Map<String, Value>,
 }
 
-/// One file of a model.
+/// One file: of a model, or the text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelFile {
     /// Its name.
@@ -64,6 +64,17 @@ pub struct ModelFile {
     pub bytes: u64,
     /// SHA-256 in hexadecimal, unless the model is too large to hash in passing.
     pub sha256: Option<String>,
+}
+
+impl ModelFile {
+    /// A file with its hash.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn hashed(path: &Path) -> Result<ModelFile> {
+        let bytes = path.metadata().map_err(Error::io(path))?.len();
+        Ok(ModelFile { name: name(path), bytes, sha256: Some(hash(path)?) })
+    }
 }
 
 impl Model {
@@ -93,7 +104,7 @@ impl Model {
         let hashed = files.iter().map(|file| file.len).fold(0, u64::saturating_add) <= MOST_HASHED;
         let files = files.iter().map(|file| {
             Ok(ModelFile {
-                name: file.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                name: name(&file.path),
                 bytes: file.len,
                 sha256: hashed.then(|| hash(&file.path)).transpose()?,
             })
@@ -127,6 +138,10 @@ fn settings(key: &str, quantization: &Map<String, Value>) -> Map<String, Value> 
         settings.insert(format!("{key}: modules with an entry of their own"), modules.into());
     }
     settings
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn hash(path: &Path) -> Result<String> {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use rayon::ThreadPoolBuilder;
 
 use crate::cpu::Cpu;
-use crate::description::Model;
+use crate::description::{Model, ModelFile};
 use crate::error::{Error, Result};
 use crate::forward::Forward;
 use crate::options::Options;
@@ -74,6 +74,7 @@ impl Evaluation<'_> {
         Ok(Outcome {
             model: describe(&options.model, &model)?,
             reference: against.map(|(path, weights)| describe(path, weights)).transpose()?,
+            input: ModelFile::hashed(options.input.path())?,
             protocol: windows.protocol.clone(),
             metrics,
             layers,

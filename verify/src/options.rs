@@ -1,6 +1,6 @@
 //! What is to be evaluated, on what, and with how much of the machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One evaluation.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,4 +33,13 @@ pub enum Input {
     Text(PathBuf),
     /// A safetensors file with `input_ids` [n, length], one sequence each.
     Tokens(PathBuf),
+}
+
+impl Input {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Input::Text(path) | Input::Tokens(path) => path,
+        }
+    }
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{description::Model, metrics::Metrics};
+use crate::{
+    description::{Model, ModelFile},
+    metrics::Metrics,
+};
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, Serialize)]
@@ -14,7 +17,9 @@ pub struct Outcome {
     /// What it was measured against.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<Model>,
-    /// How, in one line: text, chunks, context, what was scored, BOS.
+    /// The text, or the file of token ids.
+    pub input: ModelFile,
+    /// How, in one line: chunks, context, what was scored, BOS.
     pub protocol: String,
     /// The figures.
     #[serde(flatten)]

@@ -18,7 +18,7 @@ use self::{
     strips::Strips,
 };
 use crate::{
-    description::Model,
+    description::{Model, ModelFile},
     error::{Error, Result},
     metrics::Divergence,
     outcome::{LayerDamage, Outcome},
@@ -70,6 +70,7 @@ struct Page {
     strips: Option<Strips>,
     subjects: Vec<Subject>,
     protocol: String,
+    input: FileRow,
     run: Vec<Fact>,
     levels: Vec<LevelRow>,
     tool: &'static str,
@@ -147,6 +148,7 @@ impl Page {
             strips: Strips::of(&outcome.tensors),
             subjects,
             protocol: outcome.protocol.clone(),
+            input: FileRow::of(&outcome.input),
             run: run(outcome),
             levels: Level::ALL.map(|level| LevelRow::of(level, verdict.level == Some(level))).into(),
             verdict,
@@ -271,17 +273,15 @@ impl Subject {
                     format!("{}, {:.3} bits per weight", text::bytes(model.bytes), model.bits_per_weight),
                 ),
             ],
-            files: model
-                .files
-                .iter()
-                .map(|file| FileRow {
-                    name: file.name.clone(),
-                    size: text::bytes(file.bytes),
-                    sha256: file.sha256.clone(),
-                })
-                .collect(),
+            files: model.files.iter().map(FileRow::of).collect(),
             provenance: provenance(&model.provenance),
         }
+    }
+}
+
+impl FileRow {
+    fn of(file: &ModelFile) -> FileRow {
+        FileRow { name: file.name.clone(), size: text::bytes(file.bytes), sha256: file.sha256.clone() }
     }
 }
 

@@ -103,10 +103,14 @@ fn sample() -> Outcome {
     Outcome {
         model: model_4bit,
         reference: Some(model("models/SmolLM2-135M", "safetensors", &["bf16"], 269_030_016)),
-        protocol:
-            "persuasion.txt: 16 chunks of 512 tokens without BOS, positions 256 to 510 of each scored, \
+        input: ModelFile {
+            name: "persuasion.txt".to_owned(),
+            bytes: 466_800,
+            sha256: Some("77aa".repeat(16)),
+        },
+        protocol: "16 chunks of 512 tokens without BOS, positions 256 to 510 of each scored, \
                    as llama-perplexity does"
-                .to_owned(),
+            .to_owned(),
         metrics: measure(&nll, Some(&comparisons)).expect("metrics"),
         layers: (0..30)
             .map(|layer| {
@@ -154,6 +158,7 @@ fn what_files_say_is_escaped() {
     outcome.model.files[0].sha256 = Some(evil.to_owned());
     outcome.model.provenance.insert(evil.to_owned(), json!([evil]));
     outcome.protocol = evil.to_owned();
+    outcome.input.name = evil.to_owned();
     outcome.tensors[0].format = evil.to_owned();
     outcome.tensors[5].name = evil.to_owned();
     let page = render(&outcome).expect("page");
@@ -173,6 +178,7 @@ fn the_verdict_comes_first_and_every_part_is_there() {
         "How far single tokens diverge",
         "Where along the layers it happens",
         "Which weights carry it",
+        "77aa77aa",
         "as llama-perplexity does",
         "3b8f3b8f",
         "What the verdict rests on",
