@@ -11,6 +11,11 @@ use crate::gguf::Metadata;
 const ROLES: [(&str, &str); 5] =
     [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("sep", "seperator"), ("pad", "padding")];
 
+/// GLM's roles, which its files don't tell: a text begins with a mask, and the model ends its turn by beginning the user's or, to
+/// hear from a tool, an observation. llama.cpp's converter states them too, and would generate on without.
+const GLM: [(&str, &str); 4] =
+    [("bos", "[gMASK]"), ("eot", "<|user|>"), ("eom", "<|observation|>"), ("unknown", "<|endoftext|>")];
+
 /// What the files around the tokenizer say.
 pub(super) struct Special {
     /// `tokenizer_config.json`, or null.
@@ -38,6 +43,12 @@ impl Special {
         for (role, key) in ROLES {
             if let Some(id) = self.id(role, tokens) {
                 metadata.set(format!("tokenizer.ggml.{key}_token_id"), id);
+            }
+        }
+        let glm = GLM.map(|(key, text)| (key, tokens.iter().position(|token| token.text == text)));
+        if glm.iter().all(|(_, id)| id.is_some()) {
+            for (key, id) in glm {
+                metadata.set_some(format!("tokenizer.ggml.{key}_token_id"), id.map(|id| id as u32));
             }
         }
         // llama.cpp's defaults depend on the name of the pre-tokenizer: say it outright.

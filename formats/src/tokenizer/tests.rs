@@ -133,6 +133,30 @@ fn special_tokens_come_from_text_then_ids() {
 }
 
 /// `tokenizer.json` of SentencePiece's kind: scores follow the order of the merges.
+/// As llama.cpp's converter states them for GLM 4.5.
+#[test]
+fn glm_ends_turns_with_the_users() {
+    let id = |metadata: &Metadata, role: &str| {
+        metadata.get(&format!("tokenizer.ggml.{role}_token_id")).and_then(Value::as_u64)
+    };
+    let texts = ["<|endoftext|>", "[gMASK]", "<|user|>", "<|observation|>"];
+    let mut tokenizer = small();
+    let added =
+        texts.iter().enumerate().map(|(i, text)| json!({"id": 4 + i, "content": text, "special": true}));
+    tokenizer["added_tokens"] = added.collect();
+    let config = json!({"eos_token": "<|endoftext|>"});
+    let files = [("tokenizer.json", tokenizer.clone()), ("tokenizer_config.json", config.clone())];
+    let metadata = read("glm", 8, &files).unwrap();
+    let found = ["eos", "unknown", "bos", "eot", "eom"].map(|role| id(&metadata, role));
+    assert_eq!(found, [4, 4, 5, 6, 7].map(Some));
+    assert_eq!(metadata.get("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(false)));
+
+    tokenizer["added_tokens"][3]["content"] = "<|tool|>".into();
+    let metadata =
+        read("no-glm", 8, &[("tokenizer.json", tokenizer), ("tokenizer_config.json", config)]).unwrap();
+    assert_eq!(["eos", "bos", "eot"].map(|role| id(&metadata, role)), [Some(4), None, None]);
+}
+
 #[test]
 fn byte_fallback_becomes_llama() {
     let json = json!({

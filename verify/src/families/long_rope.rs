@@ -42,3 +42,26 @@ impl LongRope {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kernels::rope::Pairs;
+
+    use super::*;
+
+    #[test]
+    fn the_longest_sequence_decides() {
+        let rotary = |frequency| Rotary {
+            frequencies: vec![frequency],
+            multiplier: 1.0,
+            order: Pairs::Halves,
+            head: 2,
+            offset: 0,
+        };
+        let rope = LongRope { short: rotary(1.0), long: Some((8, rotary(0.5))) };
+        let frequency = |lengths: &[usize]| rope.of(&Sequences { lengths: lengths.to_vec() }).frequencies[0];
+        assert_eq!([frequency(&[3, 8]), frequency(&[3, 9]), frequency(&[9, 1])], [1.0, 0.5, 0.5]);
+        let plain = LongRope { short: rotary(1.0), long: None };
+        assert_eq!(plain.of(&Sequences { lengths: vec![9] }).frequencies, [1.0]);
+    }
+}
