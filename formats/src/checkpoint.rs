@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::gguf::{self, Gguf};
 use crate::index;
+use crate::mlx_folder::{self, MlxFolder};
 use crate::safetensors::Safetensors;
 use crate::tensor::TensorSource;
 
@@ -33,6 +34,8 @@ const SIDE_FILES: [&str; 11] = [
 pub enum Weights {
     /// A folder of safetensors, or one file.
     Safetensors(Safetensors),
+    /// A folder of safetensors as MLX has them.
+    Mlx(MlxFolder),
     /// A GGUF or all its splits.
     Gguf(Gguf),
 }
@@ -59,31 +62,54 @@ impl Checkpoint {
                 Error::NoCheckpoint { .. } => explain(path).unwrap_or(error),
                 other => other,
             })?;
-            return Ok(Checkpoint { folder: path.to_owned(), weights: Weights::Safetensors(weights) });
+            return Checkpoint::of_safetensors(path.to_owned(), weights);
         }
         let (file, _) = index::open(path)?;
-        let weights = match magic(path, &file)? {
-            start if start.starts_with(&gguf::MAGIC) => Weights::Gguf(Gguf::open(path)?),
+        // A bare file name has the empty path as its parent.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder.to_owned();
+        match magic(path, &file)? {
+            start if start.starts_with(&gguf::MAGIC) => {
+                Ok(Checkpoint { folder, weights: Weights::Gguf(Gguf::open(path)?) })
+            }
             // The length of a header, then the header.
-            start if start.get(8) == Some(&b'{') => Weights::Safetensors(Safetensors::open_file(path)?),
+            start if start.get(8) == Some(&b'{') => {
+                Checkpoint::of_safetensors(folder, Safetensors::open_file(path)?)
+            }
             start if start.starts_with(b"PK\x03\x04") || start.starts_with(b"\x80\x02") => {
                 let reason = format!("a PyTorch pickle, which is not read: {CONVERT}");
-                return Err(Error::NoCheckpoint { path: path.to_owned(), reason });
+                Err(Error::NoCheckpoint { path: path.to_owned(), reason })
             }
             start => {
                 let magic = start.escape_ascii().to_string();
-                return Err(Error::UnknownMagic { path: path.to_owned(), magic });
+                Err(Error::UnknownMagic { path: path.to_owned(), magic })
             }
+        }
+    }
+
+    /// Hugging Face's or MLX's files, whichever they are.
+    fn of_safetensors(folder: PathBuf, stored: Safetensors) -> Result<Checkpoint> {
+        let says_mlx = stored.metadata().get("format").is_some_and(|format| format == "mlx");
+        if !says_mlx && !mlx_folder::has_packed(&stored) {
+            return Ok(Checkpoint { folder, weights: Weights::Safetensors(stored) });
+        }
+        let config = folder.join("config.json");
+        let quantization = match config_text(&config)? {
+            Some(text) => mlx_folder::quantization(&config, &text)?,
+            None => None,
         };
-        // A bare file name has the empty path as its parent.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Checkpoint { folder: folder.to_owned(), weights })
+        let weights = match (says_mlx, &quantization) {
+            (false, None) => Weights::Safetensors(stored),
+            _ => Weights::Mlx(MlxFolder::new(&config, stored, quantization.as_ref())?),
+        };
+        Ok(Checkpoint { folder, weights })
     }
 
     /// The weights as a source.
     pub fn source(&self) -> &dyn TensorSource {
         match &self.weights {
             Weights::Safetensors(weights) => weights,
+            Weights::Mlx(weights) => weights,
             Weights::Gguf(weights) => weights,
         }
     }
@@ -93,21 +119,28 @@ impl Checkpoint {
     /// # Errors
     /// If it can't be read, or is too large to be one.
     pub fn config(&self) -> Result<Option<String>> {
-        let path = self.folder.join("config.json");
-        if !path.exists() || matches!(self.weights, Weights::Gguf(_)) {
-            return Ok(None);
+        match &self.weights {
+            Weights::Gguf(_) => Ok(None),
+            Weights::Safetensors(_) | Weights::Mlx(_) => config_text(&self.folder.join("config.json")),
         }
-        let (_, len) = index::open(&path)?;
-        if len > MAX_CONFIG {
-            return Err(Error::HeaderTooLarge { path, len, limit: MAX_CONFIG });
-        }
-        fs::read_to_string(&path).map(Some).map_err(|source| Error::Io { path, source })
     }
 
     /// The tokenizer's and the generation's files that are there, for a copy.
     pub fn side_files(&self) -> Vec<PathBuf> {
         SIDE_FILES.iter().map(|name| self.folder.join(name)).filter(|path| path.is_file()).collect()
     }
+}
+
+/// The text of a `config.json`; `None` if there is no such file.
+fn config_text(path: &Path) -> Result<Option<String>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (_, len) = index::open(path)?;
+    if len > MAX_CONFIG {
+        return Err(Error::HeaderTooLarge { path: path.to_owned(), len, limit: MAX_CONFIG });
+    }
+    fs::read_to_string(path).map(Some).map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
 /// How to get from pickles to safetensors.

@@ -9,7 +9,7 @@
 //! - [`scales`]: the block scales of FP8 weights.
 //! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
-//! - [`mlx`]: the folders of mlx-lm.
+//! - [`mlx`]: the folders of mlx-lm; [`mlx_folder`]: the same as a source.
 //! - [`summary`]: what a model on disk holds.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
 //! - [`tokenizer`]: a checkpoint's tokenizer as GGUF metadata.
@@ -28,6 +28,7 @@ mod keys;
 pub mod layout;
 pub mod metadata;
 pub mod mlx;
+pub mod mlx_folder;
 pub mod model_card;
 mod older_keys;
 pub mod output;

@@ -4,14 +4,16 @@
 //! weight and its block scales) is counted together.
 
 use std::collections::HashSet;
-use std::path::Path;
 
+use kernels::float;
+use kernels::mlx_affine::with_scales;
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
 use crate::checkpoint::{Checkpoint, Weights};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gguf;
+use crate::safetensors::Safetensors;
 use crate::scales;
 use crate::tensor::{Dtype, TensorMeta, TensorSource};
 
@@ -126,114 +128,52 @@ pub fn summarize(checkpoint: &Checkpoint) -> Result<Summary> {
             metadata: gguf.metadata().iter().map(|(key, value)| (key.to_owned(), json(value))).collect(),
             tensors: source.tensors().iter().map(plain).collect(),
         }),
-        Weights::Safetensors(safetensors) => {
-            let strings = safetensors.metadata();
-            let metadata = strings.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
-            let quantization = quantization(checkpoint)?;
-            let path = checkpoint.folder.join("config.json");
-            let tensors = logical(&path, source, quantization.as_ref())?;
-            let mlx = quantization.is_some() || strings.get("format").is_some_and(|format| format == "mlx");
-            Ok(Summary { container: if mlx { "mlx" } else { "safetensors" }, files, metadata, tensors })
+        Weights::Safetensors(stored) => {
+            let tensors = logical(stored);
+            Ok(Summary { container: "safetensors", files, metadata: strings(stored), tensors })
+        }
+        Weights::Mlx(folder) => {
+            let tensors = folder.tensors().iter().map(mlx).collect();
+            Ok(Summary { container: "mlx", files, metadata: strings(folder.stored()), tensors })
         }
     }
+}
+
+fn strings(stored: &Safetensors) -> Map<String, Value> {
+    stored.metadata().iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect()
+}
+
+/// The type of an affine format's scales is the model's own and nothing of interest.
+fn mlx(meta: &TensorMeta) -> Tensor {
+    let dtype = match meta.dtype {
+        Dtype::Block(format) => Dtype::Block(with_scales(format, &float::BF16)),
+        other => other,
+    };
+    plain(&TensorMeta { dtype, ..meta.clone() })
 }
 
 fn plain(meta: &TensorMeta) -> Tensor {
     Tensor::new(&meta.name, meta.dtype.to_string(), meta.shape.clone(), meta.len)
 }
 
-/// MLX's quantization of the model, if `config.json` states one.
-fn quantization(checkpoint: &Checkpoint) -> Result<Option<Map<String, Value>>> {
-    let Some(text) = checkpoint.config()? else { return Ok(None) };
-    let path = || checkpoint.folder.join("config.json");
-    let mut config: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|e| Error::Malformed { path: path(), reason: format!("no JSON object: {e}") })?;
-    match config.remove("quantization") {
-        Some(Value::Object(quantization)) => Ok(Some(quantization)),
-        _ => Ok(None),
-    }
-}
-
-/// A folder's tensors, those that belong together as one. `config` is `config.json`, for messages.
-fn logical(
-    config: &Path,
-    source: &dyn TensorSource,
-    quantization: Option<&Map<String, Value>>,
-) -> Result<Vec<Tensor>> {
-    let get = |name: &str| source.find(name).map(|id| source.meta(id));
+/// A checkpoint's tensors, a weight and its block scales as one.
+fn logical(source: &dyn TensorSource) -> Vec<Tensor> {
     let mut tensors = Vec::new();
     let mut parts = HashSet::new();
     for meta in source.tensors() {
-        if meta.dtype == Dtype::F8E4M3 {
-            let scales = get(&format!("{}{}", meta.name, scales::SUFFIX));
-            parts.extend(scales.map(|scales| scales.name.as_str()));
-            let bytes = meta.len.saturating_add(scales.map_or(0, |scales| scales.len));
-            tensors.push((meta, Tensor::new(&meta.name, meta.dtype.to_string(), meta.shape.clone(), bytes)));
-            continue;
+        let mut tensor = plain(meta);
+        if meta.dtype == Dtype::F8E4M3
+            && let Some(scales) = source.find(&format!("{}{}", meta.name, scales::SUFFIX))
+        {
+            let scales = source.meta(scales);
+            parts.insert(scales.name.as_str());
+            let bytes = meta.len.saturating_add(scales.len);
+            tensor = Tensor::new(&meta.name, tensor.format, tensor.shape, bytes);
         }
-        let quantized = quantization.zip(meta.name.strip_suffix(".weight"));
-        let scales = quantized.and_then(|(_, module)| get(&format!("{module}.scales")));
-        if let Some(((quantization, module), scales)) = quantized.zip(scales) {
-            let biases = get(&format!("{module}.biases"));
-            parts.extend([Some(scales), biases].into_iter().flatten().map(|part| part.name.as_str()));
-            let mode = Mode::of(config, quantization, module)?;
-            let bytes = meta.len.saturating_add(scales.len).saturating_add(biases.map_or(0, |b| b.len));
-            let shape = mode.shape(config, meta, scales)?;
-            tensors.push((meta, Tensor::new(&meta.name, mode.name, shape, bytes)));
-        } else {
-            tensors.push((meta, plain(meta)));
-        }
+        tensors.push((meta, tensor));
     }
-    Ok(tensors
-        .into_iter()
-        .filter(|(meta, _)| !parts.contains(meta.name.as_str()))
-        .map(|(_, tensor)| tensor)
-        .collect())
-}
-
-/// How a module of an MLX folder is quantized.
-struct Mode {
-    /// As the kernels' table calls it.
-    name: String,
-    bits: u64,
-    group: u64,
-}
-
-impl Mode {
-    /// What `config.json` says about a module: its own entry, else the folder's default.
-    fn of(config: &Path, quantization: &Map<String, Value>, module: &str) -> Result<Mode> {
-        let own = quantization.get(module).and_then(Value::as_object).unwrap_or(quantization);
-        let number = |key: &str| {
-            own.get(key).and_then(Value::as_u64).filter(|n| (1..=1024).contains(n)).ok_or_else(|| {
-                let reason = format!("the quantization of {module} states no possible {key}");
-                Error::Malformed { path: config.to_owned(), reason }
-            })
-        };
-        let (bits, group) = (number("bits")?, number("group_size")?);
-        let name = match own.get("mode").and_then(Value::as_str).unwrap_or("affine") {
-            "affine" => format!("{bits}bit-g{group}"),
-            mode => mode.to_owned(),
-        };
-        Ok(Mode { name, bits, group })
-    }
-
-    /// The shape in weights: that of the packed words, with as many columns as the scales cover.
-    fn shape(&self, config: &Path, words: &TensorMeta, scales: &TensorMeta) -> Result<Vec<u64>> {
-        let columns = scales.columns().checked_mul(self.group);
-        let bits = words.columns().checked_mul(32);
-        if columns.and_then(|n| n.checked_mul(self.bits)) != bits || words.rows() != scales.rows() {
-            let reason = format!(
-                "{} bits in groups of {} contradict the shapes of {} {:?} and its scales {:?}",
-                self.bits, self.group, words.name, words.shape, scales.shape
-            );
-            return Err(Error::Malformed { path: config.to_owned(), reason });
-        }
-        let mut shape = words.shape.clone();
-        if let (Some(last), Some(columns)) = (shape.last_mut(), columns) {
-            *last = columns;
-        }
-        Ok(shape)
-    }
+    let whole = tensors.into_iter().filter(|(meta, _)| !parts.contains(meta.name.as_str()));
+    whole.map(|(_, tensor)| tensor).collect()
 }
 
 /// A value as JSON. A float that JSON can't hold is null.

@@ -101,6 +101,12 @@ pub trait TensorSource: Send + Sync {
     /// If the range leaves the tensor or the file can't be read in full.
     fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// Whether names and values are those of mlx-lm's models, not those of the checkpoint that they were made from: experts
+    /// are stacked, and what `sanitize` does to values is done.
+    fn is_mlx(&self) -> bool {
+        false
+    }
+
     /// The tensor behind an id.
     fn meta(&self, id: TensorId) -> &TensorMeta {
         &self.tensors()[id.0]

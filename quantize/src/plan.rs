@@ -6,14 +6,13 @@ use std::{
 };
 
 use formats::{
-    Dtype, Layout, ModelConfig, OutputTensor, TensorSource,
+    Content, Dtype, Layout, ModelConfig, OutputTensor, TensorSource,
     checkpoint::{Checkpoint, Weights},
     families::{self, Target},
     gguf::{self, Gguf, Metadata},
     layout::OutputFile,
     metadata::{self, Provenance},
     mlx,
-    safetensors::Safetensors,
     scales::{DEFAULT_BLOCK, Scales},
 };
 use kernels::Format;
@@ -71,11 +70,11 @@ impl Job {
         let side_files = checkpoint.side_files();
         let Checkpoint { folder, weights } = checkpoint;
         match (options.container, weights) {
-            (Container::Gguf, Weights::Safetensors(weights)) => {
-                checkpoint_to_gguf(Model::new(folder, weights)?, out, options)
+            (container, Weights::Safetensors(weights)) => {
+                Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
-            (Container::Mlx, Weights::Safetensors(weights)) => {
-                checkpoint_to_mlx(Model::new(folder, weights)?, &side_files, out, options)
+            (container, Weights::Mlx(weights)) => {
+                Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
             (Container::Gguf, Weights::Gguf(weights)) => gguf_to_gguf(weights, out, options),
             (Container::Mlx, Weights::Gguf(_)) => Err(Error::Usage(format!(
@@ -87,35 +86,42 @@ impl Job {
     }
 }
 
-/// A checkpoint in Hugging Face's form.
+/// A checkpoint in Hugging Face's form, or an MLX folder.
 struct Model {
     folder: PathBuf,
-    source: Safetensors,
+    source: Box<dyn TensorSource>,
     config: ModelConfig,
     scales: Scales,
 }
 
 impl Model {
-    fn new(folder: PathBuf, source: Safetensors) -> Result<Model> {
+    fn new(folder: PathBuf, source: Box<dyn TensorSource>) -> Result<Model> {
         let config = ModelConfig::read(&folder)?;
         let block = config.quantization.as_ref().and_then(|quantization| quantization.weight_block);
-        let scales = Scales::find(&source, block.unwrap_or(DEFAULT_BLOCK))?;
+        let scales = Scales::find(source.as_ref(), block.unwrap_or(DEFAULT_BLOCK))?;
         Ok(Model { folder, source, config, scales })
+    }
+
+    fn to(self, container: Container, side_files: &[PathBuf], out: &Path, options: &Options) -> Result<Job> {
+        match container {
+            Container::Gguf => checkpoint_to_gguf(self, out, options),
+            Container::Mlx => checkpoint_to_mlx(self, side_files, out, options),
+        }
     }
 }
 
 fn checkpoint_to_gguf(model: Model, out: &Path, options: &Options) -> Result<Job> {
     let Model { folder, source, config, scales } = model;
-    let outputs = families::plan(&config, &source, Target::Gguf)?;
+    let outputs = families::plan(&config, source.as_ref(), Target::Gguf)?;
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
     let choices = mix::choose(mix, &outputs, &ModelFacts::of_config(&config), &overrides)?;
-    let recipe = recipe(options, &source, &outputs, &choices);
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices);
     let hash = recipe.hash();
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
     let metadata = metadata::of_checkpoint(&folder, &config, &outputs, &provenance)?;
-    Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings: Vec::new() }
-        .into_gguf(&metadata, out, options)
+    let warnings = requantized(source.as_ref(), &outputs, &choices.formats).into_iter().collect();
+    Plan { source, scales, outputs, choices, recipe, warnings }.into_gguf(&metadata, out, options)
 }
 
 fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
@@ -128,17 +134,24 @@ fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
     let metadata = metadata::of_gguf(source.metadata(), &provenance);
     let scales = Scales::find(&source, DEFAULT_BLOCK)?;
-    let warnings = requantized(&source, &choices.formats).into_iter().collect();
+    let warnings = requantized(&source, &outputs, &choices.formats).into_iter().collect();
     Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings }
         .into_gguf(&metadata, out, options)
 }
 
-/// A warning if quantized tensors are to be quantized again. The outputs are the source's own tensors, in its order.
-fn requantized(source: &Gguf, formats: &[&'static Format]) -> Option<String> {
-    let again = source.tensors().iter().zip(formats).filter(|(meta, format)| {
-        matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != **format && format.block > 1)
+/// A warning if quantized tensors are to be quantized again.
+fn requantized(
+    source: &dyn TensorSource,
+    outputs: &[OutputTensor],
+    formats: &[&'static Format],
+) -> Option<String> {
+    let again = outputs.iter().zip(formats).filter_map(|(output, format)| {
+        let Content::Parts(parts) = &output.content else { return None };
+        let meta = source.meta(parts.first()?.source);
+        let again = matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != *format);
+        (again && format.block > 1).then_some(&meta.name)
     });
-    let (count, first) = again.fold((0, None), |(n, first), (meta, _)| (n + 1, first.or(Some(&meta.name))));
+    let (count, first) = again.fold((0, None), |(n, first), name| (n + 1, first.or(Some(name))));
     first.map(|first| {
         format!(
             "{count} tensors (first {first}) are quantized already: quantizing them again adds to the damage. \
@@ -149,10 +162,10 @@ fn requantized(source: &Gguf, formats: &[&'static Format]) -> Option<String> {
 
 fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: &Options) -> Result<Job> {
     let Model { source, config, scales, .. } = model;
-    let outputs = families::plan(&config, &source, Target::Mlx)?;
+    let outputs = families::plan(&config, source.as_ref(), Target::Mlx)?;
     let overrides = Overrides::mlx(&options.overrides)?;
     let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
-    let recipe = recipe(options, &source, &outputs, &choices);
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices);
     let hash = recipe.hash();
 
     let tensors: Vec<mlx::Tensor<'_>> = outputs
@@ -180,8 +193,8 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
     // Last: a folder is a model once it has its configuration.
     let text = fs::read_to_string(&config.path).map_err(Error::io(&config.path))?;
     side_file(&config.path, mlx::config(&config.path, &text, &tensors)?.into_bytes());
-    let source = Box::new(source);
-    let plan = Plan { source, scales, outputs, choices, recipe, warnings: Vec::new() };
+    let warnings = requantized(source.as_ref(), &outputs, &choices.formats).into_iter().collect();
+    let plan = Plan { source, scales, outputs, choices, recipe, warnings };
     Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
 }
 

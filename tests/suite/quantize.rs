@@ -1,7 +1,8 @@
 //! `halfbyte quantize`, `inspect` and `formats` on whole models.
 
-use std::fs;
+use std::{collections::BTreeMap, fs, path::Path};
 
+use formats::{Checkpoint, TensorId};
 use serde_json::Value;
 
 use crate::tool::{fails, halfbyte, model, quantize, run};
@@ -142,4 +143,37 @@ fn shards_are_cut_at_tensor_boundaries() {
     run(&mut quantize(&model("tiny-llama"), "gguf", "q8_0", &whole));
     let whole = json(&run(halfbyte(&["inspect", "--json"]).arg(&whole)).stdout);
     assert_eq!(split["tensors"], whole["tensors"]);
+}
+
+/// Names, shapes and bytes of a model's tensors.
+fn contents(path: &Path) -> BTreeMap<String, (Vec<u64>, Vec<u8>)> {
+    let checkpoint = Checkpoint::open(path).expect("model");
+    let source = checkpoint.source();
+    let content = |(i, meta): (usize, &formats::TensorMeta)| {
+        let mut bytes = vec![0; meta.len as usize];
+        source.read_at(TensorId(i), 0, &mut bytes).expect("bytes");
+        (meta.name.clone(), (meta.shape.clone(), bytes))
+    };
+    source.tensors().iter().enumerate().map(content).collect()
+}
+
+#[test]
+fn an_mlx_folder_is_a_source_like_the_checkpoint_it_was_made_from() {
+    let dir = tempfile::tempdir().expect("dir");
+    for name in ["tiny-llama", "tiny-deepseek"] {
+        let path = |end: &str| dir.path().join(format!("{name}{end}"));
+        run(&mut quantize(&model(name), "mlx", "bf16", &path("-mlx")));
+        let output = run(&mut quantize(&path("-mlx"), "gguf", "bf16", &path("-via.gguf")));
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("warning"));
+        run(&mut quantize(&model(name), "gguf", "bf16", &path(".gguf")));
+        assert!(contents(&path("-via.gguf")) == contents(&path(".gguf")), "{name}");
+
+        // Quantized: what is to stay as it is keeps its bytes, what isn't is warned of.
+        run(&mut quantize(&model(name), "mlx", "4bit-g64", &path("-4bit")));
+        let output = run(&mut quantize(&path("-4bit"), "mlx", "4bit-g64", &path("-again")));
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("warning"));
+        assert!(contents(&path("-again")) == contents(&path("-4bit")), "{name}");
+        let output = run(&mut quantize(&path("-4bit"), "gguf", "q8_0", &path("-q8.gguf")));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("warning"), "{name}: 4 bits already");
+    }
 }

@@ -75,6 +75,17 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Whether the source is an MLX folder: names are MLX's, experts are stacked, and what mlx-lm's `sanitize` does to values
+    /// is done.
+    pub fn source_is_mlx(&self) -> bool {
+        self.source.is_mlx()
+    }
+
+    /// What the source calls a module.
+    fn source_module<'m>(&self, module: Module<'m>) -> &'m str {
+        if self.source_is_mlx() { module.mlx } else { module.source }
+    }
+
     /// From now on, names are within this block (or the model itself).
     pub fn enter(&mut self, layer: Option<u32>) {
         self.layer = layer;
@@ -143,7 +154,7 @@ impl<'a> Builder<'a> {
     /// A norm's gain.
     pub fn norm(&mut self, module: Module, size: Dim) -> Result<()> {
         let name = self.name(module, ".weight", false);
-        let id = self.take(&format!("{}.weight", module.source), &[size])?;
+        let id = self.take(&format!("{}.weight", self.source_module(module)), &[size])?;
         let gain = Part { map: self.norms, ..part(id, size.0, 0..1) };
         self.push(name, Class::Vector, false, &[size.0], Content::Parts(vec![gain]));
         Ok(())
@@ -213,14 +224,15 @@ impl<'a> Builder<'a> {
         quantizable: bool,
         heads: Option<u64>,
     ) -> Result<()> {
-        let id = self.take(&format!("{}.weight", module.source), &[rows, columns])?;
+        let source = self.source_module(module);
+        let id = self.take(&format!("{source}.weight"), &[rows, columns])?;
         let parts = match heads {
             None => vec![part(id, columns.0, 0..rows.0)],
             Some(heads) => rotary_parts(id, columns.0, heads, rows.0 / heads),
         };
         let name = self.name(module, ".weight", quantizable);
         self.push(name, class, quantizable, &[rows.0, columns.0], Content::Parts(parts));
-        let bias = format!("{}.bias", module.source);
+        let bias = format!("{source}.bias");
         if self.has(&bias) {
             let name = self.name(module, ".bias", false);
             self.vector(&bias, name, Class::Vector, rows, heads)?;
@@ -228,7 +240,8 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The matrices of all experts, stacked: [experts, rows, columns]. `source` names one expert's.
+    /// The matrices of all experts, stacked: [experts, rows, columns]. `source` names one expert's; in an MLX folder they are
+    /// stacked already.
     pub fn experts(
         &mut self,
         class: Class,
@@ -238,6 +251,9 @@ impl<'a> Builder<'a> {
         rows: Dim,
         columns: Dim,
     ) -> Result<()> {
+        if self.source_is_mlx() {
+            return self.stacked(class, module, [Dim(experts, "number of experts"), rows, columns]);
+        }
         let mut parts = Vec::new();
         for expert in 0..experts {
             let id = self.take(&format!("{}.weight", source(expert)), &[rows, columns])?;
@@ -245,6 +261,16 @@ impl<'a> Builder<'a> {
         }
         let name = self.name(module, ".weight", true);
         self.push(name, class, true, &[experts, rows.0, columns.0], Content::Parts(parts));
+        Ok(())
+    }
+
+    /// Matrices that the source has under MLX's name and in the shape wanted.
+    pub fn stacked(&mut self, class: Class, module: Module, shape: [Dim; 3]) -> Result<()> {
+        let id = self.take(&format!("{}.weight", module.mlx), &shape)?;
+        let [count, rows, columns] = shape.map(|dim| dim.0);
+        let name = self.name(module, ".weight", true);
+        let parts = vec![part(id, columns, 0..count * rows)];
+        self.push(name, class, true, &[count, rows, columns], Content::Parts(parts));
         Ok(())
     }
 

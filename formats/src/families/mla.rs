@@ -65,12 +65,18 @@ fn attention(b: &mut Builder, mla: &Mla) -> Result<()> {
     b.linear(Class::AttnKvA, same("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"), kv_a, hidden)?;
     b.norm(same("self_attn.kv_a_layernorm", "attn_kv_a_norm"), latent)?;
 
-    let rows = Dim(config.heads * stride, "num_attention_heads · (qk_nope_head_dim + v_head_dim)");
-    let kv_b = b.take("self_attn.kv_b_proj.weight", &[rows, latent])?;
     let keys = Module { source: "", mlx: "self_attn.embed_q", gguf: "attn_k_b" };
     let values = Module { source: "", mlx: "self_attn.unembed_out", gguf: "attn_v_b" };
-    b.per_head(Class::AttnKB, keys, kv_b, config.heads, stride, 0..mla.nope, latent.0, Map::Transpose);
-    b.per_head(Class::AttnVB, values, kv_b, config.heads, stride, mla.nope..stride, latent.0, Map::Identity);
+    let heads = Dim(config.heads, "num_attention_heads");
+    if b.source_is_mlx() {
+        b.stacked(Class::AttnKB, keys, [heads, latent, Dim(mla.nope, "qk_nope_head_dim")])?;
+        b.stacked(Class::AttnVB, values, [heads, Dim(mla.v, "v_head_dim"), latent])?;
+    } else {
+        let rows = Dim(heads.0 * stride, "num_attention_heads · (qk_nope_head_dim + v_head_dim)");
+        let kv_b = b.take("self_attn.kv_b_proj.weight", &[rows, latent])?;
+        b.per_head(Class::AttnKB, keys, kv_b, heads.0, stride, 0..mla.nope, latent.0, Map::Transpose);
+        b.per_head(Class::AttnVB, values, kv_b, heads.0, stride, mla.nope..stride, latent.0, Map::Identity);
+    }
 
     let values = Dim(config.heads * mla.v, "num_attention_heads · v_head_dim");
     b.linear(Class::AttnOutput, same("self_attn.o_proj", "attn_output"), hidden, values)

@@ -33,7 +33,7 @@ mod windows;
 use builder::Builder;
 pub use gguf::gguf_tensors;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, SourceQuantization};
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
 use crate::output::OutputTensor;
@@ -100,7 +100,9 @@ fn family(config: &ModelConfig) -> Result<&'static Family> {
 /// output would use.
 pub fn plan(config: &ModelConfig, source: &dyn TensorSource, target: Target) -> Result<Vec<OutputTensor>> {
     let family = family(config)?;
-    if let Some(quantization) = config.quantization.as_ref().filter(|q| q.method != "fp8") {
+    // An MLX folder's tensors say themselves how they are quantized.
+    let foreign = |q: &&SourceQuantization| q.method != "fp8" && !source.is_mlx();
+    if let Some(quantization) = config.quantization.as_ref().filter(foreign) {
         let problem =
             format!("is `{}`; give the full-precision checkpoint (or one in fp8)", quantization.method);
         return Err(config.error("quantization_config.quant_method", problem));

@@ -5,6 +5,7 @@ mod checkpoint;
 mod gguf_read;
 mod gguf_write;
 mod mlx;
+mod mlx_folder;
 mod safetensors;
 mod scales;
 mod summary;
