@@ -30,11 +30,12 @@ EXACT = {"gguf": {"f32": (1e-5, 1.0), "f16": (2e-3, 0.5)}, "mlx": {"bf16": (1e-5
 LOSSY = {"gguf": {"q8_0": 0.015}, "mlx": {"4bit-g64": 0.25, "4bit-g32": 0.25}}
 
 # What consumers are known to compute otherwise, in their own ways, and how far that takes them: llama.cpp looks GELU up in a table of
-# F16, and both bound YaRN's ramp by whole dimensions where gpt-oss doesn't.
+# F16, norms GLM 5's latents with the ε of its other norms, and both bound YaRN's ramp by whole dimensions where gpt-oss doesn't.
 OTHERWISE = {
     "gemma2": {"gguf": 3e-4},
     "gemma3": {"gguf": 3e-4},
     "gemma4": {"gguf": 3e-4},
+    "glm_moe_dsa": {"gguf": 5e-5},
     "gpt_oss": {"gguf": 3e-3, "mlx": 3e-3},
 }
 
