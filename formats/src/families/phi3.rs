@@ -1,7 +1,8 @@
 //! Phi 3, 3.5 and 4: Llama's graph with queries, keys and values in one matrix, and gate and up in another.
 //!
 //! Past the context of pretraining the long versions turn their heads by other frequencies (LongRoPE): both lists of divisors
-//! are tensors in GGUF, and the consumer chooses by its context. Their sliding window is stated, but neither consumer applies it.
+//! are tensors in GGUF, and llama.cpp chooses by the context it is given (mlx-lm always takes the list for long ones). Their
+//! sliding window is stated, but neither consumer applies it.
 
 use super::builder::{Builder, Dim, same};
 use super::{Family, Keys, common};
