@@ -1,13 +1,14 @@
 //! The tensors of a source and the open files behind them: what every local container shares.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::mxfp4;
 use crate::tensor::{SourceFile, TensorId, TensorMeta};
 
 /// Sources of more bytes than this are read once and don't fit the page cache beside anything else: what was read is
@@ -19,6 +20,8 @@ const DROP_BEHIND: u64 = 8 << 30;
 pub(crate) struct Index {
     tensors: Vec<TensorMeta>,
     by_name: HashMap<String, TensorId>,
+    /// Of tensors that lie in two places, the second.
+    second: HashMap<TensorId, TensorMeta>,
     files: Vec<SourceFile>,
     handles: Vec<File>,
     drop_behind: bool,
@@ -68,6 +71,31 @@ impl Index {
         Ok(())
     }
 
+    /// Makes one tensor of every two that are one in MXFP4. To be called when all files are added: tensors get other ids.
+    pub(crate) fn join_mxfp4(&mut self) {
+        let mut pairs = HashMap::new();
+        for blocks in &self.tensors {
+            let scales = mxfp4::scales_name(&blocks.name).and_then(|name| self.find(&name));
+            let scales = scales.map(|id| &self.tensors[id.0]);
+            if let Some((scales, joined)) = scales.and_then(|s| Some((s, mxfp4::joined(blocks, s)?))) {
+                pairs.insert(blocks.name.clone(), (joined, scales.clone()));
+            }
+        }
+        if pairs.is_empty() {
+            return;
+        }
+        let scales: HashSet<String> = pairs.values().map(|(_, scales)| scales.name.clone()).collect();
+        self.tensors.retain(|tensor| !scales.contains(&tensor.name));
+        for (id, tensor) in self.tensors.iter_mut().enumerate() {
+            if let Some((joined, scales)) = pairs.remove(&tensor.name) {
+                *tensor = joined;
+                self.second.insert(TensorId(id), scales);
+            }
+        }
+        let names = self.tensors.iter().enumerate();
+        self.by_name = names.map(|(id, tensor)| (tensor.name.clone(), TensorId(id))).collect();
+    }
+
     pub(crate) fn tensors(&self) -> &[TensorMeta] {
         &self.tensors
     }
@@ -87,6 +115,16 @@ impl Index {
         if offset.checked_add(len).is_none_or(|end| end > tensor.len) {
             return Err(Error::OutOfTensor { tensor: tensor.name.clone(), offset, len, size: tensor.len });
         }
+        let Some(second) = self.second.get(&id) else { return self.read_file(tensor, offset, buffer) };
+        let first = tensor.len - second.len;
+        let (before, after) = buffer.split_at_mut(first.saturating_sub(offset).min(len) as usize);
+        self.read_file(tensor, offset, before)?;
+        self.read_file(second, offset.saturating_sub(first), after)
+    }
+
+    /// Reads from where the tensor lies in its file.
+    fn read_file(&self, tensor: &TensorMeta, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let len = buffer.len() as u64;
         let (file, handle) = (&self.files[tensor.file], &self.handles[tensor.file]);
         let start = tensor.offset + offset;
         handle.read_exact_at(buffer, start).map_err(|source| match source.kind() {

@@ -30,6 +30,7 @@ pub mod metadata;
 pub mod mlx;
 pub mod mlx_folder;
 pub mod model_card;
+mod mxfp4;
 mod older_keys;
 pub mod output;
 pub mod rows;

@@ -2,7 +2,7 @@
 //! folder of one such file or of shards under an index.
 //!
 //! What is accepted is what the reference implementation (`safetensors`, `Metadata::validate`) accepts: the tensors' ranges
-//! cover the data of the file without gap or overlap.
+//! cover the data of the file without gap or overlap. Two tensors that make one in MXFP4 are read as one.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -290,6 +290,7 @@ impl Safetensors {
     pub fn open_file(path: &Path) -> Result<Safetensors> {
         let mut source = Safetensors { index: Index::default(), metadata: BTreeMap::new() };
         source.add_file(path)?;
+        source.index.join_mxfp4();
         Ok(source)
     }
 
@@ -328,6 +329,7 @@ impl Safetensors {
                 return Err(Error::NotInShard { path: file, tensor, index: path.to_owned() });
             }
         }
+        source.index.join_mxfp4();
         Ok(source)
     }
 

@@ -1,6 +1,7 @@
 //! GGUF's simple types against their definitions, and against the encoder everybody starts with.
 
 use half::f16;
+use halfbyte_kernels::mxfp4::{MLX_MXFP4, MXFP4};
 use halfbyte_kernels::{Format, Isa, q4_0, q4_1, q8_0};
 
 fn half_at(block: &[u8], at: usize) -> f32 {
@@ -116,5 +117,40 @@ fn weights_on_the_grid_are_kept() {
         let mut y = vec![0.0; x.len()];
         (format.decode)(format, Isa::detect(), &[&plane], &mut y);
         assert_eq!(x, y, "{format:?}");
+    }
+}
+
+/// What is in MXFP4 already is exact in it again, whichever codes a group uses: a checkpoint's weights lose nothing on their way
+/// from one container's layout to the other's.
+#[test]
+fn mxfp4_of_mxfp4_is_exact() {
+    let isa = Isa::detect();
+    let mut state = 1u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    for largest in 0..8 {
+        let codes: Vec<u8> = (0..64 * 16)
+            .map(|_| {
+                let mut code = || {
+                    let (sign, value) = (random() & 8, random() % (largest + 1));
+                    sign | value
+                };
+                code() | (code() << 4)
+            })
+            .collect();
+        let scales: Vec<u8> = (0..64).map(|_| 100 + random() % 50).collect();
+        let mut weights = vec![0.0; 64 * 32];
+        (MLX_MXFP4.decode)(&MLX_MXFP4, isa, &[&codes, &scales], &mut weights);
+        for format in [&MXFP4, &MLX_MXFP4] {
+            let mut planes: Vec<Vec<u8>> = format.planes.iter().map(|bytes| vec![0; bytes * 64]).collect();
+            let mut slices: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
+            format.encode.expect("writable")(format, isa, &weights, None, &mut slices);
+            let slices: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+            let mut back = vec![0.0; 64 * 32];
+            (format.decode)(format, isa, &slices, &mut back);
+            assert_eq!(back, weights, "codes up to {largest}");
+        }
     }
 }

@@ -170,22 +170,27 @@ fn mixture(b: &mut Builder, moe: &Moe) -> Result<()> {
     let scale = Module { source: name, mlx: name, gguf: "ffn_down_exps.scale" };
     b.vector(scale.source, b.name(scale, "", false), Class::Vector, experts, None)?;
 
-    let gate_up = b.take("experts.gate_up_proj", &[experts, both, hidden])?;
-    let down = b.take("experts.down_proj", &[experts, hidden, inner])?;
-    let module = |mlx, gguf| Module { source: "", mlx, gguf };
-    let target = b.target;
-    let mut push = |class, module, id, (stride, columns): (u64, u64), rows| {
-        b.per_head(class, module, id, experts.0, stride, rows, columns, Map::Identity);
-    };
-    let size = (both.0, hidden.0);
-    if target == Target::Gguf {
-        push(Class::ExpertGate, module("", "ffn_gate_up_exps"), gate_up, size, 0..both.0);
-    } else {
-        push(Class::ExpertGate, module("experts.switch_glu.gate_proj", ""), gate_up, size, 0..inner.0);
-        push(Class::ExpertUp, module("experts.switch_glu.up_proj", ""), gate_up, size, inner.0..both.0);
+    // llama.cpp's converter keeps gates and up-projections in one tensor, but they needn't be.
+    let fused = Module { source: "", mlx: "", gguf: "ffn_gate_up_exps" };
+    let gates = Module { source: "", mlx: "experts.switch_glu.gate_proj", gguf: "ffn_gate_exps" };
+    let ups = Module { source: "", mlx: "experts.switch_glu.up_proj", gguf: "ffn_up_exps" };
+    let downs = Module { source: "", mlx: "experts.switch_glu.down_proj", gguf: "ffn_down_exps" };
+    let (gate, up, down) = (Class::ExpertGate, Class::ExpertUp, Class::ExpertDown);
+    if b.source_is_mlx() {
+        b.stacked(gate, gates, [experts, inner, hidden])?;
+        b.stacked(up, ups, [experts, inner, hidden])?;
+        return b.stacked(down, downs, [experts, hidden, inner]);
     }
-    let downs = module("experts.switch_glu.down_proj", "ffn_down_exps");
-    push(Class::ExpertDown, downs, down, (hidden.0, inner.0), 0..hidden.0);
+    let gate_up = b.take("experts.gate_up_proj", &[experts, both, hidden])?;
+    let back = b.take("experts.down_proj", &[experts, hidden, inner])?;
+    let (n, h, i) = (experts.0, hidden.0, inner.0);
+    if b.target == Target::Gguf {
+        b.per_head(gate, fused, gate_up, n, 2 * i, 0..2 * i, h, Map::Identity);
+    } else {
+        b.per_head(gate, gates, gate_up, n, 2 * i, 0..i, h, Map::Identity);
+        b.per_head(up, ups, gate_up, n, 2 * i, i..2 * i, h, Map::Identity);
+    }
+    b.per_head(down, downs, back, n, h, 0..h, i, Map::Identity);
     Ok(())
 }
 

@@ -101,7 +101,8 @@ fn family(config: &ModelConfig) -> Result<&'static Family> {
 pub fn plan(config: &ModelConfig, source: &dyn TensorSource, target: Target) -> Result<Vec<OutputTensor>> {
     let family = family(config)?;
     // An MLX folder's tensors say themselves how they are quantized.
-    let foreign = |q: &&SourceQuantization| q.method != "fp8" && !source.is_mlx();
+    let is_read = |q: &SourceQuantization| ["fp8", "mxfp4"].contains(&q.method.as_str());
+    let foreign = |q: &&SourceQuantization| !is_read(q) && !source.is_mlx();
     if let Some(quantization) = config.quantization.as_ref().filter(foreign) {
         let problem =
             format!("is `{}`; give the full-precision checkpoint (or one in fp8)", quantization.method);

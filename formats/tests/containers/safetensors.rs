@@ -18,6 +18,26 @@ fn refused(bytes: Vec<u8>) -> Error {
     Safetensors::open_folder(folder.path()).unwrap_err()
 }
 
+/// gpt-oss: blocks of codes and scales, here with another tensor between them, are one tensor of two planes.
+#[test]
+fn mxfp4_in_two_tensors_is_read_as_one() {
+    let header = r#"{"w_blocks":{"dtype":"U8","shape":[1,2,16],"data_offsets":[0,32]},
+        "odd_blocks":{"dtype":"U8","shape":[3],"data_offsets":[32,35]},
+        "w_scales":{"dtype":"U8","shape":[1,2],"data_offsets":[35,37]}}"#;
+    let data: Vec<u8> = (0..37).collect();
+    let folder = folder(&[("model.safetensors", file(header, &data))]);
+    let source = Safetensors::open_folder(folder.path()).unwrap();
+    let all: Vec<_> = source.tensors().iter().map(|t| (t.name.as_str(), t.shape.clone(), t.len)).collect();
+    assert_eq!(all, [("w_blocks", vec![1, 64], 34), ("odd_blocks", vec![3], 3)]);
+    assert!(matches!(source.tensors()[0].dtype, Dtype::Block(f) if f.planes == [16, 1]));
+    let mut buffer = [0; 4];
+    source.read_at(source.find("w_blocks").unwrap(), 30, &mut buffer).unwrap();
+    assert_eq!(buffer, [30, 31, 35, 36]);
+    source.read_at(source.find("odd_blocks").unwrap(), 0, &mut buffer[..3]).unwrap();
+    assert_eq!(buffer[..3], [32, 33, 34]);
+    assert_eq!(source.find("w_scales"), None);
+}
+
 #[test]
 fn reads_ranges_in_file_order() {
     let data: Vec<u8> = (0..12).collect();

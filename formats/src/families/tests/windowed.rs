@@ -253,6 +253,20 @@ fn gpt_oss_experts_are_taken_apart() {
     assert_eq!(metadata.get("gpt-oss.expert_feed_forward_length"), Some(&Value::U32(96)));
     assert_eq!(metadata.get("gpt-oss.attention.sliding_window_pattern"), Some(&Value::U32(2)));
 
+    for layer in [0, 1] {
+        let name = |end: &str| format!("model.layers.{layer}.mlp.experts.{end}");
+        source = source
+            .without(&name("gate_up_proj"))
+            .without(&name("down_proj"))
+            .with(&name("gate_up_proj_blocks"), &[2, 192, 64])
+            .with(&name("down_proj_blocks"), &[2, 64, 96]);
+    }
+    let mxfp4 = plan(&config, &source, Target::Gguf).unwrap();
+    let up = get(&mxfp4, "blk.1.ffn_up_exps.weight");
+    assert_eq!(up.shape, [2, 96, 64]);
+    assert_eq!((parts(up)[1].rows.clone(), parts(up)[1].map), (192..384, Map::OddRows));
+    assert_eq!(parts(get(&mxfp4, "blk.0.ffn_down_exps.weight"))[1].map, Map::Identity);
+
     source = source.without("model.layers.1.self_attn.sinks");
     assert!(plan(&config, &source, Target::Gguf).unwrap_err().to_string().contains("sinks"));
 }
