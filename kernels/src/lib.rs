@@ -13,6 +13,7 @@ mod affine_search;
 mod asymmetric;
 pub mod attention;
 mod codebook;
+pub mod delta;
 pub mod divergence;
 mod exponential;
 pub mod float;
