@@ -231,6 +231,11 @@ pub fn config(path: &Path, source: &str, tensors: &[Tensor<'_>]) -> Result<Strin
         text.remove("quantization_config");
     }
     add_older_keys(&mut config);
+    // mlx-lm has one file for the model that sees and for its language model alone.
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if let Some(whole) = model_type.strip_suffix("_text").filter(|whole| whole.starts_with("qwen3_5")) {
+        config.insert("model_type".to_owned(), whole.into());
+    }
     if let Some(default) = main_mode(tensors) {
         let mut quantization = parameters(default).unwrap_or_default();
         for tensor in tensors.iter().filter(|t| t.module && t.format != default) {

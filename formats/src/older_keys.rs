@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 /// Adds `rope_theta`, `partial_rotary_factor` and `rope_scaling` (with `type`) beside `rope_parameters`, `torch_dtype` beside
 /// `dtype`, `num_experts` beside `num_local_experts`, MiniMax M2's shared expert of no width, and what transformers' GLM 5 always
-/// does; for kinds of layers `rope_local_base_freq`, `sliding_window_pattern`, `global_head_dim` and `num_global_key_value_heads`
+/// does; for kinds of layers `rope_local_base_freq`, `sliding_window_pattern`, `full_attention_interval`, `global_head_dim` and `num_global_key_value_heads`
 /// beside `rope_parameters`, `layer_types` and `per_layer_config`. What is there stays.
 pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
     if let Some(Value::Object(inner)) = config.get_mut("text_config") {
@@ -17,6 +17,7 @@ pub(crate) fn add_older_keys(config: &mut Map<String, Value>) {
     ];
     if let Some(period) = config.get("layer_types").and_then(period) {
         older.push(("sliding_window_pattern", Some(period.into())));
+        older.push(("full_attention_interval", Some(period.into())));
     }
     if let Some(layer) = config.get("per_layer_config").and_then(|layers| layers.as_object()?.values().next())
     {

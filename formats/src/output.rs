@@ -18,6 +18,8 @@ pub enum Class {
     Other,
     /// What a mixture's router adds to its scores before choosing: F32 in every container.
     RouterBias,
+    /// The logarithm of a state's decay: F32 in every container.
+    Decay,
     /// A mixture's router.
     Router,
     /// Query projection.
@@ -69,6 +71,7 @@ impl Class {
             Class::Vector => "vector",
             Class::Other => "other",
             Class::RouterBias => "router_bias",
+            Class::Decay => "decay",
             Class::Router => "router",
             Class::AttnQ => "attn_q",
             Class::AttnK => "attn_k",
@@ -113,12 +116,22 @@ pub enum Map {
     EvenColumns,
     /// Columns 1, 3, 5, … become rows. The part is taken whole.
     OddColumns,
+    /// Minus the exponential of every value: what Mamba's line of models calls `A_log`. Such a part may be cut too.
+    NegExp,
+    /// Columns are taken in blocks of `width`, and of the `groups` that these lie in first all first ones, then all second ones,
+    /// and so on. Such a part may be cut too.
+    DealColumns {
+        /// Number of groups: divides the number of blocks.
+        groups: u32,
+        /// Columns of a block.
+        width: u32,
+    },
 }
 
 impl Map {
     /// Whether each row of the result is made of one row of the source, in order, so that the part may be cut into tiles anywhere.
     pub fn is_row_wise(self) -> bool {
-        matches!(self, Map::Identity | Map::PlusOne)
+        matches!(self, Map::Identity | Map::PlusOne | Map::NegExp | Map::DealColumns { .. })
     }
 }
 
@@ -140,7 +153,8 @@ impl Part {
     pub fn output_shape(&self) -> (u64, u64) {
         let rows = self.rows.end - self.rows.start;
         match self.map {
-            Map::Identity | Map::PlusOne | Map::InterleaveHalves => (rows, self.columns),
+            Map::InterleaveHalves => (rows, self.columns),
+            map if map.is_row_wise() => (rows, self.columns),
             Map::Transpose => (self.columns, rows),
             Map::EvenRows | Map::OddRows => (rows / 2, self.columns),
             Map::EvenColumns | Map::OddColumns => (self.columns / 2, rows),
@@ -151,7 +165,7 @@ impl Part {
     /// of the source's.
     pub fn cut(&self, rows: Range<u64>) -> Option<Part> {
         let step = match self.map {
-            Map::Identity | Map::PlusOne => 1,
+            map if map.is_row_wise() => 1,
             Map::EvenRows | Map::OddRows => 2,
             Map::Transpose | Map::InterleaveHalves | Map::EvenColumns | Map::OddColumns => return None,
         };

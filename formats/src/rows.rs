@@ -160,6 +160,20 @@ pub fn rearrange(map: Map, from: &[f32], columns: usize, to: &mut [f32]) {
     match map {
         Map::Identity => to.copy_from_slice(from),
         Map::PlusOne => to.iter_mut().zip(from).for_each(|(to, from)| *to = from + 1.0),
+        Map::NegExp => {
+            // In double precision, so that rounding hides where libraries differ.
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = -f64::from(*from).exp() as f32);
+        }
+        Map::DealColumns { groups, width } => {
+            let (groups, width) = (groups as usize, width as usize);
+            let per_group = columns / (groups * width);
+            for (to, row) in to.chunks_exact_mut(columns).zip(from.chunks_exact(columns)) {
+                for (i, to) in to.chunks_exact_mut(width).enumerate() {
+                    let block = i % groups * per_group + i / groups;
+                    to.copy_from_slice(&row[block * width..][..width]);
+                }
+            }
+        }
         Map::Transpose => {
             for (r, row) in from.chunks_exact(columns).enumerate() {
                 for (c, &value) in row.iter().enumerate() {
@@ -203,6 +217,10 @@ mod tests {
         assert_eq!(to, [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
         rearrange(Map::PlusOne, &from, 2, &mut to);
         assert_eq!(to, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        rearrange(Map::DealColumns { groups: 2, width: 2 }, &from, 8, &mut to);
+        assert_eq!(to, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
+        rearrange(Map::NegExp, &[0.0, 1.0], 2, &mut to[..2]);
+        assert_eq!(to[..2], [-1.0, -std::f32::consts::E]);
         let half = &mut to[..4];
         rearrange(Map::EvenRows, &from, 2, half);
         assert_eq!(half, [0.0, 1.0, 4.0, 5.0]);

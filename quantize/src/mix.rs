@@ -366,7 +366,7 @@ pub fn mlx_formats(
     let mut choices = Choices::default();
     for tensor in tensors {
         let wanted = match (tensor.class, overrides.of(tensor)) {
-            (Class::RouterBias, _) => &float::F32,
+            (Class::RouterBias | Class::Decay, _) => &float::F32,
             (_, Some(chosen)) if tensor.quantizable => scaled_in(full, chosen),
             (Class::Router, _) => full,
             _ if tensor.quantizable => scaled_in(full, format),

@@ -93,13 +93,15 @@ pub fn tiles(
             )));
         }
         let source_rows = part.rows.end - part.rows.start;
-        let halved = match part.map {
-            Map::InterleaveHalves | Map::EvenRows | Map::OddRows => source_rows,
-            Map::EvenColumns | Map::OddColumns => part.columns,
-            Map::Identity | Map::PlusOne | Map::Transpose => 0,
+        let (length, divisor) = match part.map {
+            Map::InterleaveHalves | Map::EvenRows | Map::OddRows => (source_rows, 2),
+            Map::EvenColumns | Map::OddColumns => (part.columns, 2),
+            Map::DealColumns { groups, width } => (part.columns, u64::from(groups) * u64::from(width)),
+            Map::Identity | Map::PlusOne | Map::NegExp | Map::Transpose => (0, 1),
         };
-        if halved % 2 != 0 {
-            return Err(fail(format!("{halved} rows or columns of {} can't be halved", meta.name)));
+        if !length.is_multiple_of(divisor) {
+            let detail = format!("{length} rows or columns of {} are no multiple of {divisor}", meta.name);
+            return Err(fail(detail));
         }
         weights += part_rows * part_columns;
         let row_wise = part.map.is_row_wise();

@@ -63,7 +63,7 @@ fn token((a, b): (&[f32], &[f32])) -> [f64; 3] {
 /// If the weights can't be read.
 pub fn of_tensor(index: usize, model: &Weights, reference: &Weights) -> Result<Option<TensorDamage>> {
     let tensor = &model.tensors[index];
-    if matches!(tensor.class, Class::Vector | Class::RouterBias) {
+    if matches!(tensor.class, Class::Vector | Class::RouterBias | Class::Decay) {
         return Ok(None);
     }
     let Some(other) = reference.index(&tensor.name) else { return Ok(None) };

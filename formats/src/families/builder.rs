@@ -52,7 +52,7 @@ pub(super) struct Builder<'a> {
     nested: Option<(&'static str, &'static str)>,
     layer: Option<u32>,
     /// What becomes of a norm's gain.
-    norms: Map,
+    pub norms: Map,
     used: Vec<bool>,
     tensors: Vec<OutputTensor>,
 }

@@ -26,6 +26,7 @@ mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
 mod smollm3;
 mod windows;
@@ -77,6 +78,10 @@ static FAMILIES: &[Family] = &[
     phi3::PHI3,
     qwen2::QWEN2,
     qwen3::QWEN3,
+    qwen3_5::QWEN3_5,
+    qwen3_5::QWEN3_5_TEXT,
+    qwen3_5::QWEN3_5_MOE,
+    qwen3_5::QWEN3_5_MOE_TEXT,
     qwen3_moe::QWEN3_MOE,
     smollm3::SMOLLM3,
 ];

@@ -9,6 +9,7 @@ use crate::tensor::{Dtype, SourceFile, TensorId, TensorMeta};
 
 mod llama_like;
 mod mla;
+mod qwen3_5;
 mod windowed;
 
 /// A source that has an index only.
