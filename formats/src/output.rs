@@ -153,8 +153,9 @@ impl Part {
     pub fn output_shape(&self) -> (u64, u64) {
         let rows = self.rows.end - self.rows.start;
         match self.map {
-            Map::InterleaveHalves => (rows, self.columns),
-            map if map.is_row_wise() => (rows, self.columns),
+            Map::Identity | Map::PlusOne | Map::NegExp | Map::DealColumns { .. } | Map::InterleaveHalves => {
+                (rows, self.columns)
+            }
             Map::Transpose => (self.columns, rows),
             Map::EvenRows | Map::OddRows => (rows / 2, self.columns),
             Map::EvenColumns | Map::OddColumns => (self.columns / 2, rows),
@@ -165,7 +166,7 @@ impl Part {
     /// of the source's.
     pub fn cut(&self, rows: Range<u64>) -> Option<Part> {
         let step = match self.map {
-            map if map.is_row_wise() => 1,
+            Map::Identity | Map::PlusOne | Map::NegExp | Map::DealColumns { .. } => 1,
             Map::EvenRows | Map::OddRows => 2,
             Map::Transpose | Map::InterleaveHalves | Map::EvenColumns | Map::OddColumns => return None,
         };

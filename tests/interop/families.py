@@ -29,15 +29,25 @@ EXACT = {"gguf": {"f32": (1e-5, 1.0), "f16": (2e-3, 0.5)}, "mlx": {"bf16": (1e-5
 # which those with experts show most, for a router that tips over changes all of a position.
 LOSSY = {"gguf": {"q8_0": 0.015}, "mlx": {"4bit-g64": 0.25, "4bit-g32": 0.25}}
 
+# Routers in every layer multiply that, and delta networks carry it on from token to token.
+FRAIL = {"qwen3_5_moe": 3.0}
+
 # What consumers are known to compute otherwise, in their own ways, and how far that takes them: llama.cpp looks GELU up in a table of
-# F16, norms GLM 5's latents with the ε of its other norms, and both bound YaRN's ramp by whole dimensions where gpt-oss doesn't.
+# F16, norms GLM 5's latents with the ε of its other norms, and both bound YaRN's ramp by whole dimensions where gpt-oss doesn't. A
+# state that is carried on from token to token adds up roundings.
 OTHERWISE = {
     "gemma2": {"gguf": 3e-4},
     "gemma3": {"gguf": 3e-4},
     "gemma4": {"gguf": 3e-4},
     "glm_moe_dsa": {"gguf": 5e-5},
     "gpt_oss": {"gguf": 3e-3, "mlx": 3e-3},
+    "qwen3_5": {"gguf": 2e-5, "mlx": 2e-5},
+    "qwen3_5_moe": {"gguf": 2e-5, "mlx": 2e-5},
 }
+
+# MLX folders have 1 + the stored gain of these families' norms, for which BF16 has no room: mlx-lm's own converter rounds it as we
+# do. Of a checkpoint that calls itself F32 all is exact.
+SINGLE = {"qwen3_5", "qwen3_5_moe"}
 
 # Nor do they all apply the window of Mistral's first version and of Gemma 2: alike are the positions that see all before them.
 SEES_ALL = {("mistral", "gguf"), ("mistral", "mlx"), ("gemma2", "mlx")}
@@ -128,7 +138,10 @@ def check_family(checks, halfbyte, oracle, scratch):
     if family in FLATTENED:
         flatten(source, FLATTENED[family])
         logits /= FLATTER
-    window = json.loads((source / "config.json").read_text()).get("sliding_window")
+    config = json.loads((source / "config.json").read_text())
+    if family in SINGLE:
+        (source / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    window = config.get("sliding_window")
     vocabulary, largest = logits.shape[-1], np.abs(logits).max()
     truth = logits - np.log(np.exp(logits - largest).sum(-1, keepdims=True)) - largest
     write_tokenizer(source, vocabulary)
@@ -148,7 +161,8 @@ def check_family(checks, halfbyte, oracle, scratch):
             allowed = max(allowed, OTHERWISE.get(family, {}).get(to, 0.0))
             checks.that((errors <= allowed).mean() >= share, f"{label} {figures}; allowed {allowed:.0e} in {share:.0%}")
         else:
-            checks.that(lost <= LOSSY[to][form], f"{label} {figures}; allowed divergence {LOSSY[to][form]}")
+            allowed = LOSSY[to][form] * FRAIL.get(family, 1.0)
+            checks.that(lost <= allowed, f"{label} {figures}; allowed divergence {allowed}")
         shutil.rmtree(out) if out.is_dir() else out.unlink()
 
     for to in RUN:

@@ -65,6 +65,24 @@ pub struct Attention {
     pub sinks: Option<Vec<f32>>,
 }
 
+/// The recurrence of a gated delta network (<https://arxiv.org/abs/2412.06464>): each value head has a state, which forgets, recalls
+/// and learns token by token.
+#[derive(Clone, Debug)]
+pub struct DeltaRule {
+    /// Query and key heads.
+    pub key_heads: usize,
+    /// Value heads, of which i goes with key head i modulo their number.
+    pub value_heads: usize,
+    /// Width of a query and key head.
+    pub key: usize,
+    /// Width of a value head.
+    pub value: usize,
+    /// For each value head: with the input a of its gate, the state is multiplied by exp(rate · softplus(a + bias)).
+    pub rates: Vec<f32>,
+    /// For each value head.
+    pub biases: Vec<f32>,
+}
+
 /// What makes a gated MLP of two projections.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
@@ -122,6 +140,22 @@ pub trait Ops: Sync {
         k: &Self::Tensor,
         v: &Self::Tensor,
         attention: &Attention,
+        sequences: &Sequences,
+    ) -> Self::Tensor;
+    /// silu of a convolution within each sequence, of each column with its own taps (`taps` [taps, columns], the last for the
+    /// token itself).
+    fn short_convolution(&self, x: &Self::Tensor, taps: &[f32], sequences: &Sequences) -> Self::Tensor;
+    /// The delta rule within each sequence: `q` and `k` [tokens, key_heads · key], `v` [tokens, value_heads · value], the inputs
+    /// `a` and `b` of the gates that forget and learn [tokens, value_heads] give [tokens, value_heads · value].
+    #[expect(clippy::too_many_arguments, reason = "the recurrence has five inputs")]
+    fn delta_rule(
+        &self,
+        q: &Self::Tensor,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        a: &Self::Tensor,
+        b: &Self::Tensor,
+        rule: &DeltaRule,
         sequences: &Sequences,
     ) -> Self::Tensor;
     /// The gated product of two projections of the same shape.

@@ -90,5 +90,5 @@ macro_rules! oracles {
 
 oracles! {
     deepseek_v3 gemma2 gemma3 gemma4 glm4_moe glm_moe_dsa gpt_oss llama3 minimax_m2 mistral mistral4 mixtral olmo2 phi3 qwen2
-    qwen3 qwen3_moe smollm3
+    qwen3 qwen3_5 qwen3_5_moe qwen3_moe smollm3
 }

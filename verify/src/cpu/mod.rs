@@ -2,6 +2,7 @@
 
 mod attention;
 mod buffers;
+mod delta;
 mod linear;
 
 use std::ops::Range;
@@ -11,7 +12,7 @@ use kernels::{Isa, activations, norm, rope};
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::ops::{Activation, Attention, Ops, Rotary, Sequences};
+use crate::ops::{Activation, Attention, DeltaRule, Ops, Rotary, Sequences};
 use crate::weights::{Linear, Stack, Weights};
 
 /// Values that one core works on at a time where every value is for itself.
@@ -170,6 +171,23 @@ impl Ops for Cpu<'_> {
 
     fn attend(&self, q: &Rows, k: &Rows, v: &Rows, attention: &Attention, sequences: &Sequences) -> Rows {
         attention::attend(q, k, v, attention, sequences)
+    }
+
+    fn short_convolution(&self, x: &Rows, taps: &[f32], sequences: &Sequences) -> Rows {
+        delta::short_convolution(x, taps, sequences)
+    }
+
+    fn delta_rule(
+        &self,
+        q: &Rows,
+        k: &Rows,
+        v: &Rows,
+        a: &Rows,
+        b: &Rows,
+        rule: &DeltaRule,
+        sequences: &Sequences,
+    ) -> Rows {
+        delta::delta_rule([q, k, v], [a, b], rule, sequences)
     }
 
     fn gated(&self, mut gate: Rows, up: &Rows, activation: Activation) -> Rows {

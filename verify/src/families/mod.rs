@@ -9,6 +9,7 @@ mod gpt_oss;
 mod llama;
 mod long_rope;
 mod mla;
+mod qwen3_5;
 
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
@@ -62,6 +63,7 @@ pub fn graph<O: Ops>(weights: &Weights) -> Result<Box<dyn Graph<O>>> {
         "gemma2" | "gemma3" => Box::new(gemma::read(weights)?),
         "gemma4" => Box::new(gemma4::read(weights)?),
         "gpt-oss" => Box::new(gpt_oss::read(weights)?),
+        "qwen35" | "qwen35moe" => Box::new(qwen3_5::read(weights)?),
         arch => return Err(Error::NoGraph { arch: arch.to_owned() }),
     })
 }
