@@ -41,8 +41,8 @@ OTHERWISE = {
     "gemma4": {"gguf": 3e-4},
     "glm_moe_dsa": {"gguf": 5e-5},
     "gpt_oss": {"gguf": 3e-3, "mlx": 3e-3},
-    "qwen3_5": {"gguf": 2e-5, "mlx": 2e-5},
-    "qwen3_5_moe": {"gguf": 2e-5, "mlx": 2e-5},
+    "qwen3_5": {"mlx": 2e-5},
+    "qwen3_5_moe": {"mlx": 2e-5},
 }
 
 # MLX folders have 1 + the stored gain of these families' norms, for which BF16 has no room: mlx-lm's own converter rounds it as we

@@ -112,7 +112,9 @@ fn tensors(b: &mut Builder) -> Result<()> {
         return Err(config.error("linear_value_head_dim", problem));
     }
     b.mlx_root = "language_model.";
-    b.norms = Map::PlusOne;
+    if !b.source_is_mlx() {
+        b.norms = Map::PlusOne;
+    }
     common::model(b, |b, layer| {
         b.norm(same("input_layernorm", "attn_norm"), hidden)?;
         if (u64::from(layer) + 1).is_multiple_of(interval) {
@@ -194,25 +196,21 @@ fn delta_network(b: &mut Builder, delta: &Delta) -> Result<()> {
     Ok(())
 }
 
-/// One filter for each channel: [channels, 1, taps] in the checkpoint, [channels, taps] in GGUF, [channels, taps, 1] in MLX.
+/// One filter for each channel: [channels, 1, taps] in the checkpoint, [channels, taps] in GGUF, [channels, taps, 1] in MLX. The
+/// elements lie alike in all.
 fn convolution(b: &mut Builder, delta: &Delta) -> Result<()> {
-    let (channels, taps) = (delta.mixed(), delta.taps);
-    let source = "linear_attn.conv1d.weight";
-    let id = b.take(source, &[channels, Dim(1, "1"), Dim(taps, "linear_conv_kernel_dim")])?;
+    let (channels, one, taps) = (delta.mixed(), Dim(1, "1"), Dim(delta.taps, "linear_conv_kernel_dim"));
+    let shape = if b.source_is_mlx() { [channels, taps, one] } else { [channels, one, taps] };
+    let source = b.take("linear_attn.conv1d.weight", &shape)?;
     let name = b.name(same("linear_attn.conv1d", "ssm_conv1d"), ".weight", false);
-    let part = |columns, rows| Part { source: id, columns, rows, map: Map::Identity };
-    match b.target {
-        Target::Gguf => {
-            let before_values = 2 * delta.keys();
-            let mut parts = vec![part(taps, 0..before_values)];
-            parts.extend(delta.heads(b.target, id, taps, before_values, delta.value, Map::Identity));
-            b.push(name, Class::Vector, false, &[channels.0, taps], Content::Parts(parts));
-        }
-        Target::Mlx => {
-            let parts = vec![part(1, 0..channels.0 * taps)];
-            b.push(name, Class::Vector, false, &[channels.0, taps, 1], Content::Parts(parts));
-        }
-    }
+    let before_values = 2 * delta.keys() * taps.0;
+    let mut parts = vec![Part { source, columns: 1, rows: 0..before_values, map: Map::Identity }];
+    parts.extend(delta.heads(b.target, source, 1, before_values, delta.value * taps.0, Map::Identity));
+    let shape = match b.target {
+        Target::Gguf => vec![channels.0, taps.0],
+        Target::Mlx => vec![channels.0, taps.0, 1],
+    };
+    b.push(name, Class::Vector, false, &shape, Content::Parts(parts));
     Ok(())
 }
 

@@ -61,7 +61,7 @@ fn dense() {
         rows(get(&gguf, "blk.0.attn_qkv.weight")),
         [0..32, 32..40, 56..64, 40..48, 64..72, 48..56, 72..80]
     );
-    assert_eq!(rows(get(&gguf, "blk.0.ssm_conv1d.weight"))[..3], [0..32, 32..40, 56..64]);
+    assert_eq!(rows(get(&gguf, "blk.0.ssm_conv1d.weight"))[..3], [0..128, 128..160, 224..256]);
     assert_eq!(rows(get(&gguf, "blk.0.attn_gate.weight"))[1], 24..32);
     assert_eq!(map("blk.0.ssm_out.weight"), Map::DealColumns { groups: 2, width: 8 });
     assert_eq!((map("blk.0.ssm_a"), get(&gguf, "blk.0.ssm_a").class), (Map::NegExp, Class::Decay));
