@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::hidden::Hidden;
 use crate::ops::{Activation, Ops};
+use crate::store::Store;
 use crate::weights::{Linear, Stack};
 
 /// How a router's logits become scores.
@@ -34,6 +35,8 @@ pub struct Choice {
     pub normalize: bool,
     /// Factor of the weights.
     pub scale: f32,
+    /// And one for each expert's (Gemma 4).
+    pub expert_scales: Option<Vec<f32>>,
 }
 
 /// What experts of groups that may not be used score: as in DeepSeek's own code and llama.cpp. Transformers takes 0, which lets such
@@ -76,7 +79,8 @@ impl Choice {
             let sum = weights.iter().sum::<f32>() + 1e-20;
             weights.iter_mut().for_each(|weight| *weight /= sum);
         }
-        chosen.into_iter().zip(weights.into_iter().map(|weight| weight * self.scale)).collect()
+        let own = |expert: usize| self.expert_scales.as_ref().map_or(1.0, |scales| scales[expert]);
+        chosen.into_iter().zip(weights).map(|(expert, w)| (expert, w * self.scale * own(expert))).collect()
     }
 }
 
@@ -161,13 +165,36 @@ impl Mixture {
         before: impl Fn(&O::Tensor) -> O::Tensor,
         after: impl Fn(O::Tensor) -> O::Tensor,
     ) -> Result<()> {
+        let sum = self.sum(ops, hidden, |x| (before(x), None))?;
+        let mut next = 0;
+        hidden.update(ops, |x, sequences| {
+            let rows: Range<usize> = next..next + sequences.tokens();
+            next = rows.end;
+            let mut values = vec![0.0; rows.len() * sum.width];
+            sum.read(rows, &mut values)?;
+            ops.add(x, &after(ops.upload(values, sum.width)));
+            Ok(())
+        })
+    }
+
+    /// The experts' sum for all hidden states. `inputs` makes of these what the experts get, and what the router gets if that is
+    /// something else.
+    ///
+    /// # Errors
+    /// If weights or states can't be read or written.
+    pub fn sum<O: Ops>(
+        &self,
+        ops: &O,
+        hidden: &Hidden,
+        inputs: impl Fn(&O::Tensor) -> (O::Tensor, Option<O::Tensor>),
+    ) -> Result<Store> {
         let (rows, width) = (hidden.store.rows, hidden.store.width);
         let mut normed = hidden.space.store(rows, width)?;
         let mut sum = hidden.space.store(rows, width)?;
         let mut tokens: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.gate.count];
         for block in hidden.blocks() {
-            let x = before(&hidden.rows(ops, block.clone())?);
-            let logits = ops.download(ops.linear(&x, &self.router)?);
+            let (x, routed) = inputs(&hidden.rows(ops, block.clone())?);
+            let logits = ops.download(ops.linear(routed.as_ref().unwrap_or(&x), &self.router)?);
             for (row, logits) in block.clone().zip(logits.chunks_exact(self.gate.count)) {
                 for (expert, weight) in self.choice.of(logits) {
                     tokens[expert].push((row, weight));
@@ -194,15 +221,7 @@ impl Mixture {
             }
         }
 
-        let mut next = 0;
-        hidden.update(ops, |x, sequences| {
-            let rows: Range<usize> = next..next + sequences.tokens();
-            next = rows.end;
-            let mut values = vec![0.0; rows.len() * width];
-            sum.read(rows, &mut values)?;
-            ops.add(x, &after(ops.upload(values, width)));
-            Ok(())
-        })
+        Ok(sum)
     }
 }
 
@@ -211,7 +230,15 @@ mod tests {
     use super::*;
 
     fn choice(scoring: Scoring) -> Choice {
-        Choice { scoring, bias: None, groups: None, per_token: 2, normalize: true, scale: 1.0 }
+        Choice {
+            scoring,
+            bias: None,
+            groups: None,
+            per_token: 2,
+            normalize: true,
+            scale: 1.0,
+            expert_scales: None,
+        }
     }
 
     #[test]
@@ -224,6 +251,13 @@ mod tests {
             assert_eq!(a.0, b.0);
             assert!((a.1 - 0.5).abs() < 1e-6 && (b.1 - 0.5).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn experts_may_have_factors_of_their_own() {
+        let choice = Choice { expert_scales: Some(vec![1.0, 4.0, 1.0, 2.0]), ..choice(Scoring::Softmax) };
+        let chosen = choice.of(&[0.0, 9.0, 0.0, 9.0]);
+        assert!((chosen[0].1 - 2.0).abs() < 1e-5 && (chosen[1].1 - 1.0).abs() < 1e-5, "{chosen:?}");
     }
 
     #[test]

@@ -59,13 +59,20 @@ pub struct Stack {
     all: Linear,
     /// How many.
     pub count: usize,
+    /// Which rows of each.
+    rows: Range<usize>,
 }
 
 impl Stack {
     /// One of the matrices.
     pub fn one(&self, index: usize) -> Linear {
-        let rows = self.all.rows.len() / self.count;
-        self.all.part(index * rows..(index + 1) * rows)
+        let first = self.all.rows.len() / self.count * index;
+        self.all.part(first + self.rows.start..first + self.rows.end)
+    }
+
+    /// Only some of the rows of each.
+    pub fn part(&self, rows: Range<usize>) -> Stack {
+        Stack { rows: self.rows.start + rows.start..self.rows.start + rows.end, ..self.clone() }
     }
 }
 
@@ -163,7 +170,8 @@ impl Weights {
             true => Some(self.values(self.take(&bias, &[count, rows])?)?),
             false => None,
         };
-        Ok(Stack { all: Linear { tensor, rows: 0..count * rows, columns, bias }, count })
+        let all = Linear { tensor, rows: 0..count * rows, columns, bias };
+        Ok(Stack { all, count, rows: 0..rows })
     }
 
     /// Decodes rows of a tensor (all dimensions but the last flattened) into `out`, row after row.

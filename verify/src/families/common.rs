@@ -218,6 +218,7 @@ pub(super) fn mixture(
         per_token,
         normalize: hyper.flag("expert_weights_norm").unwrap_or(defaults.normalize),
         scale: hyper.optional_number("expert_weights_scale")?.filter(|&s| s != 0.0).unwrap_or(1.0) as f32,
+        expert_scales: weights.optional_vector(&name("ffn_down_exps.scale"), experts)?,
     };
     let shared = match weights.find(&name("ffn_gate_shexp.weight")) {
         Some(gate) => {
@@ -230,11 +231,21 @@ pub(super) fn mixture(
         Some(_) => Some(weights.linear(&name("ffn_gate_inp_shexp"), 1, width)?),
         None => None,
     };
+    let (gate, up) = match weights.find(&name("ffn_gate_up_exps.weight")) {
+        Some(_) => {
+            let both = weights.stack(&name("ffn_gate_up_exps"), experts, 2 * inner, width)?;
+            (both.part(0..inner), both.part(inner..2 * inner))
+        }
+        None => (
+            weights.stack(&name("ffn_gate_exps"), experts, inner, width)?,
+            weights.stack(&name("ffn_up_exps"), experts, inner, width)?,
+        ),
+    };
     Ok(Some(Mixture {
         router: weights.linear(&name("ffn_gate_inp"), experts, width)?,
         choice,
-        gate: weights.stack(&name("ffn_gate_exps"), experts, inner, width)?,
-        up: weights.stack(&name("ffn_up_exps"), experts, inner, width)?,
+        gate,
+        up,
         down: weights.stack(&name("ffn_down_exps"), experts, width, inner)?,
         activation,
         shared,

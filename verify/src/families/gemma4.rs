@@ -5,7 +5,8 @@
 //!
 //! Values are normed too, without a gain, and may be the keys. Layers with full attention have larger heads, of which only the
 //! first frequencies turn. The last layers may attend with their own queries to keys and values of the last layer before them that
-//! has the same kind of attention.
+//! has the same kind of attention. Large models have experts beside the MLP, between norms of their own; the norm before the MLP's sum
+//! with the stream is then that of both.
 
 use std::ops::Range;
 
@@ -13,10 +14,10 @@ use kernels::rope::Pairs;
 
 use super::Graph;
 use super::attention::{check_heads, windows};
-use super::common;
-use crate::error::{Error, Result};
+use super::common::{self, RouterDefaults};
+use crate::error::Result;
 use crate::hidden::Hidden;
-use crate::mixture::Mlp;
+use crate::mixture::{Mixture, Mlp, Scoring};
 use crate::ops::{Activation, Attention, Ops, Rotary, Sequences};
 use crate::store::Store;
 use crate::weights::{Linear, Weights};
@@ -52,6 +53,7 @@ struct Layer {
     after_attention: Vec<f32>,
     mlp_norm: Vec<f32>,
     mlp: Mlp,
+    experts: Option<Experts>,
     after_mlp: Vec<f32>,
     token: Option<Token>,
     factor: f32,
@@ -69,6 +71,16 @@ enum Keys {
     },
     /// Those of that layer.
     Of(usize),
+}
+
+/// Experts beside the MLP, with norms around both.
+struct Experts {
+    before: Vec<f32>,
+    /// Gain of the router's norm.
+    router: Vec<f32>,
+    mixture: Mixture,
+    after: Vec<f32>,
+    after_mlp: Vec<f32>,
 }
 
 /// How a layer takes in what it knows of the token.
@@ -103,13 +115,24 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
         None => None,
     };
 
+    let router = RouterDefaults { scoring: Scoring::Softmax, normalize: true };
     let mut layers = Vec::with_capacity(count);
     for (layer, &window) in windows.iter().enumerate() {
         let name = |part: &str| format!("blk.{layer}.{part}");
         let gain = |part: &str| weights.vector(&name(&format!("{part}.weight")), width);
-        if weights.find(&name("ffn_gate_inp.weight")).is_some() {
-            return Err(Error::NoGraph { arch: "gemma4 with experts".to_owned() });
-        }
+        let experts = match common::mixture(weights, layer, width, Activation::GeluTanh, &router)? {
+            Some(mixture) => {
+                let scale = weights.vector(&name("ffn_gate_inp.scale"), width)?;
+                Some(Experts {
+                    before: gain("pre_ffw_norm_2")?,
+                    router: scale.into_iter().map(|scale| scale / (width as f32).sqrt()).collect(),
+                    mixture,
+                    after: gain("post_ffw_norm_2")?,
+                    after_mlp: gain("post_ffw_norm_1")?,
+                })
+            }
+            None => None,
+        };
         let key = if window.is_some() { local_key } else { key };
         let attention = Attention {
             heads,
@@ -155,6 +178,7 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
             after_attention: gain("post_attention_norm")?,
             mlp_norm: gain("ffn_norm")?,
             mlp: common::mlp(weights, layer, width, Activation::GeluTanh)?,
+            experts,
             after_mlp: gain("post_ffw_norm")?,
             token,
             factor: factor.map_or(1.0, |factor| factor[0]),
@@ -280,7 +304,29 @@ impl<O: Ops> Graph<O> for Gemma4 {
             let n = norm(x, &w.attention_norm);
             let a = self.attend(ops, w, &n, sequences, store, rows.clone())?;
             ops.add(x, &norm(&a, &w.after_attention));
-            let y = w.mlp.run(ops, &norm(x, &w.mlp_norm))?;
+            Ok(())
+        })?;
+        hidden.kept.extend(store);
+
+        let experts = match &w.experts {
+            Some(e) => {
+                let router = |x: &O::Tensor| ops.rms_norm(x, self.width, Some(&e.router), self.eps);
+                let sum = e.mixture.sum(ops, hidden, |x| (norm(x, &e.before), Some(router(x))))?;
+                Some((e, sum))
+            }
+            None => None,
+        };
+        let mut next = 0;
+        hidden.update(ops, |x, sequences| {
+            let rows = next..next + sequences.tokens();
+            next = rows.end;
+            let mut y = w.mlp.run(ops, &norm(x, &w.mlp_norm))?;
+            if let Some((e, sum)) = &experts {
+                let mut values = vec![0.0; rows.len() * self.width];
+                sum.read(rows.clone(), &mut values)?;
+                y = norm(&y, &e.after_mlp);
+                ops.add(&mut y, &norm(&ops.upload(values, self.width), &e.after));
+            }
             ops.add(x, &norm(&y, &w.after_mlp));
             if let (Some(token), Some(per_layer)) = (&w.token, &self.per_layer) {
                 let known = self.known(ops, per_layer, layer, &tokens[rows])?;
@@ -290,9 +336,7 @@ impl<O: Ops> Graph<O> for Gemma4 {
             }
             ops.scale(x, w.factor);
             Ok(())
-        })?;
-        hidden.kept.extend(store);
-        Ok(())
+        })
     }
 
     fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
