@@ -88,6 +88,20 @@ macro_rules! oracles {
     )*};
 }
 
+/// Up to `index_topk` tokens, GLM 5's sparse attention is the plain one.
+#[test]
+#[ignore = "needs HALFBYTE_ORACLES"]
+fn sparse_attention_is_refused_where_it_would_leave_tokens_out() {
+    let weights = Weights::open(&folder("glm_moe_dsa")).expect("model");
+    let run = |length: usize| {
+        let tokens = vec![vec![1; length]];
+        Forward::on_cpu(&weights, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding").layer(0)
+    };
+    run(100).expect("plain attention");
+    let error = run(2049).expect_err("sparse attention").to_string();
+    assert!(error.contains("2049 tokens, and beyond 2048"), "{error}");
+}
+
 oracles! {
     deepseek_v3 gemma2 gemma3 gemma4 glm4_moe glm_moe_dsa gpt_oss llama3 minimax_m2 mistral mistral4 mixtral olmo2 phi3 qwen2
     qwen3 qwen3_5 qwen3_5_moe qwen3_moe smollm3
