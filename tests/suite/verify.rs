@@ -116,3 +116,16 @@ fn wrong_usage_and_wrong_input_are_told_apart() {
     let short = short.to_str().expect("UTF-8");
     assert!(fails(&mut plain(&["--text", short]), 1).contains("--context"));
 }
+
+#[test]
+fn a_family_without_a_graph_is_named() {
+    let (_dir, file) = quantized("f16");
+    let mut bytes = fs::read(&file).expect("file");
+    let key = b"general.architecture";
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("key") + key.len();
+    let value = at + bytes[at..].windows(5).position(|window| window == b"llama").expect("value");
+    bytes[value..value + 5].copy_from_slice(b"mamba");
+    fs::write(&file, bytes).expect("write");
+    let message = fails(&mut verify(&file, &model("tiny-llama")), 1);
+    assert!(message.contains("`mamba` can't be evaluated yet"), "{message}");
+}
