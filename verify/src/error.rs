@@ -77,15 +77,15 @@ pub enum Error {
     },
     /// The forward pass broke down.
     #[error(
-        "after layer {layer} the hidden state of token {position} of sequence {sequence} is NaN or infinite: \
-         the weights of that layer are damaged, or its type overflows"
+        "after {place} the hidden state of token {position} of sequence {sequence} is NaN or infinite: \
+         the weights there are damaged, or their type overflows"
     )]
     HiddenNotFinite {
-        /// Which layer, counted from 0.
-        layer: usize,
+        /// `the embedding`, or `layer` and its number, counted from 0.
+        place: String,
         /// Which sequence, counted from 0.
         sequence: usize,
-        /// Where in it.
+        /// Where in it: the first such token.
         position: usize,
     },
     /// Not one chunk of text.

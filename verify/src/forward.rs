@@ -56,7 +56,9 @@ impl<'a, O: Ops> Forward<'a, O> {
         let mut hidden = Hidden::new(tokens, graph.width(), block, space)?;
         let all = hidden.tokens.clone();
         hidden.fill(&ops, |rows| graph.embed(&ops, &all[rows]))?;
-        Ok(Forward { ops, graph, hidden })
+        let forward = Forward { ops, graph, hidden };
+        forward.check("the embedding")?;
+        Ok(forward)
     }
 
     /// Number of layers.
@@ -75,16 +77,21 @@ impl<'a, O: Ops> Forward<'a, O> {
     /// If weights or states can't be read or written; [`Error::HiddenNotFinite`] if a state becomes NaN or infinite.
     pub fn layer(&mut self, layer: usize) -> Result<()> {
         self.graph.layer(&self.ops, layer, &mut self.hidden)?;
+        self.check(&format!("layer {layer}"))
+    }
+
+    /// Looks for states that are no numbers.
+    fn check(&self, place: &str) -> Result<()> {
         let width = self.hidden.store.width;
-        let sequences = self.hidden.sequences.clone();
+        let mut values = Vec::new();
         for block in self.hidden.blocks() {
-            let mut values = vec![0.0; block.len() * width];
+            values.resize(block.len() * width, 0.0);
             self.hidden.store.read(block.clone(), &mut values)?;
             if let Some(at) = values.iter().position(|value| !value.is_finite()) {
                 let row = block.start + at / width;
-                let found = sequences.rows().enumerate().find(|(_, rows)| rows.contains(&row));
+                let found = self.hidden.sequences.rows().enumerate().find(|(_, rows)| rows.contains(&row));
                 let (sequence, position) = found.map_or((0, row), |(i, rows)| (i, row - rows.start));
-                return Err(Error::HiddenNotFinite { layer, sequence, position });
+                return Err(Error::HiddenNotFinite { place: place.to_owned(), sequence, position });
             }
         }
         Ok(())

@@ -78,7 +78,7 @@ fn error(model: &Path, against: Option<&Path>, tokens: &Path) -> Error {
 fn untouched(_: &str, _: &mut Vec<f32>) {}
 
 #[test]
-fn a_state_that_is_no_number_is_named_by_layer_and_token() {
+fn a_state_that_is_no_number_is_named_by_place_and_token() {
     let dir = tempfile::tempdir().expect("dir");
     let model = tiny(&dir.path().join("model"), 5, |name, values| {
         if name.ends_with("embed_tokens.weight") {
@@ -86,7 +86,16 @@ fn a_state_that_is_no_number_is_named_by_layer_and_token() {
         }
     });
     match error(&model, None, &tokens(dir.path(), 0)) {
-        Error::HiddenNotFinite { layer: 0, sequence: 0, position: 3 } => {}
+        Error::HiddenNotFinite { place, sequence: 0, position: 3 } if place == "the embedding" => {}
+        other => panic!("{other}"),
+    }
+    let model = tiny(&dir.path().join("model"), 5, |name, values| {
+        if name.ends_with("down_proj.weight") {
+            values[7] = f32::INFINITY;
+        }
+    });
+    match error(&model, None, &tokens(dir.path(), 0)) {
+        Error::HiddenNotFinite { place, sequence: 0, position: 0 } if place == "layer 0" => {}
         other => panic!("{other}"),
     }
 }
