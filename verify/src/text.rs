@@ -35,12 +35,15 @@ pub fn duration(seconds: f64) -> String {
 /// Below this, figures are written with an exponent.
 const SMALL: f64 = 1e-4;
 
-/// A figure with so many significant digits: `28.46`, `0.00573`, `1.23e-6`. Never fewer than the integer part has.
+/// And from here on: a perplexity like that says that the model predicts nothing.
+const LARGE: f64 = 1e9;
+
+/// A figure with so many significant digits: `28.46`, `0.00573`, `1.23e-6`, `5.19e12`. Never fewer than the integer part has.
 pub fn significant(value: f64, digits: i32) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }
-    if value.abs() < SMALL {
+    if !(SMALL..LARGE).contains(&value.abs()) {
         return format!("{value:.*e}", (digits - 1).max(0) as usize);
     }
     let magnitude = value.abs().log10().floor() as i32;
@@ -53,7 +56,7 @@ pub fn with_error(value: f64, stderr: f64) -> String {
         return format!("{} ± {stderr}", significant(value, 5));
     }
     let power = value.abs().max(stderr);
-    if power < SMALL {
+    if !(SMALL..LARGE).contains(&power) {
         let exponent = power.log10().floor();
         let unit = 10f64.powf(exponent);
         return format!("({})e{exponent}", with_error(value / unit, stderr / unit));
@@ -90,6 +93,7 @@ mod tests {
             (0.005731, 3, "0.00573"),
             (0.000_001_234, 3, "1.23e-6"),
             (123_456.0, 3, "123456"),
+            (5.185_942e123, 3, "5.19e123"),
             (-0.0123, 2, "-0.012"),
             (0.0, 3, "0"),
         ] {
@@ -101,6 +105,7 @@ mod tests {
             (0.000_071_04, 0.000_001_52, "(7.10 ± 0.15)e-5"),
             (0.000_000_4, 0.000_003, "(0.4 ± 3.0)e-6"),
             (1234.5, 56.0, "1234 ± 56"),
+            (5.19e123, 1.47e124, "(0.5 ± 1.5)e124"),
             (0.0, 0.0, "0 ± 0"),
         ] {
             assert_eq!(with_error(value, stderr), expected);
