@@ -34,8 +34,9 @@ class Llama:
         with urllib.request.urlopen(request, timeout=600) as answer:
             return json.load(answer)
 
-    def tokenize(self, text):
-        return self.post("/tokenize", content=text, add_special=False, parse_special=True)["tokens"]
+    def tokenize(self, text, special=True):
+        """The ids of `text`; unless `special`, special tokens that are written out in it are plain text."""
+        return self.post("/tokenize", content=text, add_special=False, parse_special=special)["tokens"]
 
     def greedy(self, ids, count):
         """The `count` ids that follow `ids` when the likeliest is taken each time."""

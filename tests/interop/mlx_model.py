@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import mlx.core as mx
 import numpy as np
+from measure import log_softmax
 from mlx_lm import load
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -22,9 +23,7 @@ class MlxModel:
 
     def log_probabilities(self, ids):
         """ln p of every token after each of `ids`: float64 [len(ids), vocabulary]."""
-        logits = np.array(self.model(mx.array([ids]))[0].astype(mx.float32), dtype=np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        return log_softmax(np.array(self.model(mx.array([ids]))[0].astype(mx.float32)))
 
     def greedy(self, ids, count):
         """The `count` ids that follow `ids` when the likeliest is taken each time, through the key/value cache."""

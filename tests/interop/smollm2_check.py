@@ -1,4 +1,5 @@
-"""A real model: SmolLM2-135M converted, and run by llama.cpp against mlx-lm on the unconverted checkpoint.
+"""A real model: SmolLM2-135M converted, and run by llama.cpp against mlx-lm on the unconverted checkpoint; halfbyte verify against
+llama.cpp on the same files.
 
     smollm2_check.py HALFBYTE CHECKPOINT SCRATCH
 """
@@ -9,13 +10,20 @@ from pathlib import Path
 import numpy as np
 from checks import TEXT, Checks, quantize
 from llama import Llama
-from measure import divergence
+from measure import divergence, log_softmax
 from mlx_model import MlxModel
 from tokenizers import Tokenizer
+from verify_check import perplexity, verify, widened
 
 # Format -> the largest mean divergence (nats) from the unconverted model in float32: two to three times what llama-quantize's
 # own files show on this passage.
 FORMATS = {"f16": 0.001, "bf16": 0.001, "q8_0": 0.02, "q4_k_m": 0.4, "q4_0": 0.9, "iq4_xs": 0.8, "mxfp4": 3.0}
+# Format -> the largest mean divergence (nats) of halfbyte verify from llama.cpp, which rounds activations, to F16 or to 8 bits: three
+# times what is found. Q4_K_M's weights cost 0.12.
+VERIFIED = {"f16": 6e-6, "q4_k_m": 0.02}
+# And where it doesn't round, because the same weights are given to it in F32: three times what single precision makes of 30 layers.
+EXACT = 2e-10
+EXACT_POSITIONS = 4
 PASSAGE = "The capital of France is Paris, which lies on the river Seine. The capital of Italy is"
 CONTINUATION = 8  # past it the next two candidates lie within rounding of each other
 
@@ -43,7 +51,27 @@ def main(halfbyte, source, scratch):
         words_now = words.decode(llama.greedy(ids, CONTINUATION))
         size = path.stat().st_size
         checks.that(found <= ceiling, f"{form}: {size:,} bytes, mean divergence {found:.5f} <= {ceiling} over {len(positions)} positions; goes on {words_now!r}")
+        if form in VERIFIED:
+            check_verify(form, path, log_softmax(here))
         path.unlink()
+
+    def check_verify(form, path, theirs):
+        ours = verify(halfbyte, path, ids, scratch)[0]
+        at = ours[positions]
+        found, following = divergence(theirs, at), ids[2::2]
+        checks.that(
+            found <= VERIFIED[form],
+            f"{form}: from llama.cpp verify's mean divergence is {found:.1e} <= {VERIFIED[form]}, perplexity {perplexity(at, following):.3f}, "
+            f"llama.cpp's {perplexity(theirs, following):.3f}",
+        )
+        if form != "q4_k_m":
+            return
+        plain = quantize(halfbyte, source, "gguf", "f32", scratch / "smollm2-f32.gguf")
+        llama = Llama(widened(path, plain, scratch / "smollm2-widened.gguf"), threads=2, exact=True)
+        last = positions[-EXACT_POSITIONS:]
+        exact = log_softmax(np.array([llama.distribution(ids[: end + 1], truth.shape[1], ids[0]) for end in last]))
+        found = divergence(exact, ours[last])
+        checks.that(found <= EXACT, f"{form}, weights by gguf-py in F32: verify computes what llama.cpp computes, mean divergence {found:.1e} <= {EXACT}")
 
     for form, ceiling in FORMATS.items():
         checks.case(form, one, form, ceiling)
