@@ -43,7 +43,7 @@ impl<'a, O: Ops> Forward<'a, O> {
         space: &Space,
         memory: u64,
     ) -> Result<Self> {
-        let vocabulary = graph.head().rows.len();
+        let vocabulary = graph.ends().head.rows.len();
         for (sequence, tokens) in tokens.iter().enumerate() {
             if let Some(position) = tokens.iter().position(|&token| token as usize >= vocabulary) {
                 let token = tokens[position];
@@ -53,9 +53,9 @@ impl<'a, O: Ops> Forward<'a, O> {
         let per_token = 4 * graph.values_per_token().max(1) as u64;
         let block = (memory.max(LEAST) / per_token).max(1);
         let block = usize::try_from(block).unwrap_or(usize::MAX);
-        let mut hidden = Hidden::new(tokens, graph.width(), block, space)?;
+        let mut hidden = Hidden::new(tokens, graph.ends().width, block, space)?;
         let all = hidden.tokens.clone();
-        hidden.fill(&ops, |rows| graph.embed(&ops, &all[rows]))?;
+        hidden.fill(&ops, |rows| graph.ends().embed(&ops, &all[rows]))?;
         let forward = Forward { ops, graph, hidden };
         forward.check("the embedding")?;
         Ok(forward)
@@ -68,7 +68,7 @@ impl<'a, O: Ops> Forward<'a, O> {
 
     /// Tokens of the vocabulary.
     pub fn vocabulary(&self) -> usize {
-        self.graph.head().rows.len()
+        self.graph.ends().head.rows.len()
     }
 
     /// Runs a layer over all tokens.
@@ -105,7 +105,7 @@ impl<'a, O: Ops> Forward<'a, O> {
         let width = self.hidden.store.width;
         let mut values = vec![0.0; rows.len() * width];
         self.hidden.store.gather(rows, &mut values)?;
-        Ok(self.graph.finish(&self.ops, &self.ops.upload(values, width)))
+        Ok(self.graph.ends().finish(&self.ops, &self.ops.upload(values, width)))
     }
 
     /// The logits of finished states for a stretch of the vocabulary: [rows, stretch].
@@ -113,8 +113,8 @@ impl<'a, O: Ops> Forward<'a, O> {
     /// # Errors
     /// If the head's weights can't be read.
     pub fn logits(&self, finished: &O::Tensor, vocabulary: Range<usize>) -> Result<Vec<f32>> {
-        let mut logits = self.ops.linear(finished, &self.graph.head().part(vocabulary))?;
-        if let Some(cap) = self.graph.soft_cap() {
+        let mut logits = self.ops.linear(finished, &self.graph.ends().head.part(vocabulary))?;
+        if let Some(cap) = self.graph.ends().soft_cap {
             self.ops.soft_cap(&mut logits, cap);
         }
         Ok(self.ops.download(logits))

@@ -8,20 +8,16 @@ use kernels::rope::Pairs;
 use super::Graph;
 use super::attention::{SelfAttention, plain, windows};
 use super::common;
+use super::ends::Ends;
 use crate::error::Result;
 use crate::hidden::Hidden;
 use crate::mixture::Mlp;
 use crate::ops::{Activation, Attention, Ops};
-use crate::weights::{Linear, Weights};
+use crate::weights::Weights;
 
 pub(super) struct Gemma {
-    width: usize,
-    eps: f64,
-    embedding: Linear,
+    ends: Ends,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Linear,
-    soft_cap: Option<f32>,
     values_per_token: usize,
 }
 
@@ -90,60 +86,36 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma> {
             after_mlp: gain("post_ffw_norm")?,
         });
     }
-    let vocab = common::vocabulary(weights)?;
     let widest = |layer: &Layer| layer.attention.values_per_token().max(2 * layer.mlp.gate.rows.len());
     Ok(Gemma {
-        width,
-        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
-        embedding: weights.linear("token_embd", vocab, width)?,
-        norm: weights.vector("output_norm.weight", width)?,
-        head: common::head(weights, vocab, width)?,
-        soft_cap: cap("final_logit_softcapping", constants.caps[1])?,
+        ends: Ends::read_gemma(weights, cap("final_logit_softcapping", constants.caps[1])?)?,
         values_per_token: 3 * width + layers.iter().map(widest).max().unwrap_or(0),
         layers,
     })
 }
 
 impl<O: Ops> Graph<O> for Gemma {
-    fn layers(&self) -> usize {
-        self.layers.len()
+    fn ends(&self) -> &Ends {
+        &self.ends
     }
 
-    fn width(&self) -> usize {
-        self.width
+    fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     fn values_per_token(&self) -> usize {
         self.values_per_token
     }
 
-    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor> {
-        let mut x = ops.embed(&self.embedding, tokens)?;
-        ops.scale(&mut x, (self.width as f32).sqrt());
-        Ok(x)
-    }
-
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
         let w = &self.layers[layer];
-        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.width, Some(gain), self.eps);
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.ends.width, Some(gain), self.ends.eps);
         hidden.update(ops, |x, sequences| {
-            let a = w.attention.run(ops, &norm(x, &w.attention_norm), sequences, self.eps)?;
+            let a = w.attention.run(ops, &norm(x, &w.attention_norm), sequences, self.ends.eps)?;
             ops.add(x, &norm(&a, &w.after_attention));
             let y = w.mlp.run(ops, &norm(x, &w.mlp_norm))?;
             ops.add(x, &norm(&y, &w.after_mlp));
             Ok(())
         })
-    }
-
-    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
-        ops.rms_norm(x, self.width, Some(&self.norm), self.eps)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
-
-    fn soft_cap(&self) -> Option<f32> {
-        self.soft_cap
     }
 }

@@ -15,6 +15,7 @@ use kernels::rope::Pairs;
 use super::Graph;
 use super::attention::{check_heads, windows};
 use super::common::{self, RouterDefaults};
+use super::ends::Ends;
 use crate::error::Result;
 use crate::hidden::Hidden;
 use crate::mixture::{Mixture, Mlp, Scoring};
@@ -23,14 +24,9 @@ use crate::store::Store;
 use crate::weights::{Linear, Weights};
 
 pub(super) struct Gemma4 {
-    width: usize,
-    eps: f64,
-    embedding: Linear,
+    ends: Ends,
     per_layer: Option<PerLayer>,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Linear,
-    soft_cap: Option<f32>,
     values_per_token: usize,
 }
 
@@ -184,7 +180,6 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
             factor: factor.map_or(1.0, |factor| factor[0]),
         });
     }
-    let vocab = common::vocabulary(weights)?;
     let widest = |layer: &Layer| {
         let Attention { heads, kv_heads, key, .. } = layer.attention;
         (3 * heads * key + 4 * kv_heads * key).max(2 * layer.mlp.gate.rows.len())
@@ -192,13 +187,8 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
     let table = per_layer.as_ref().map_or(0, |per_layer| per_layer.table.columns);
     let soft_cap = hyper.optional_number("final_logit_softcapping")?.unwrap_or(30.0);
     Ok(Gemma4 {
-        width,
-        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
-        embedding: weights.linear("token_embd", vocab, width)?,
+        ends: Ends::read_gemma(weights, (soft_cap > 0.0).then_some(soft_cap as f32))?,
         per_layer,
-        norm: weights.vector("output_norm.weight", width)?,
-        head: common::head(weights, vocab, width)?,
-        soft_cap: (soft_cap > 0.0).then_some(soft_cap as f32),
         values_per_token: 4 * width + table + layers.iter().map(widest).max().unwrap_or(0),
         layers,
     })
@@ -225,14 +215,14 @@ impl Gemma4 {
         rows: Range<usize>,
     ) -> Result<O::Tensor> {
         let Attention { kv_heads, key, .. } = w.attention;
-        let mut q = ops.rms_norm(&ops.linear(x, &w.q)?, key, Some(&w.q_norm), self.eps);
+        let mut q = ops.rms_norm(&ops.linear(x, &w.q)?, key, Some(&w.q_norm), self.ends.eps);
         ops.rotate(&mut q, &w.rotary, sequences);
         let (k, v) = match (&w.keys, store) {
             (Keys::Own { k, v, norm, .. }, store) => {
                 let keys = ops.linear(x, k)?;
                 let values = v.as_ref().map(|v| ops.linear(x, v)).transpose()?;
-                let values = ops.rms_norm(values.as_ref().unwrap_or(&keys), key, None, self.eps);
-                let mut keys = ops.rms_norm(&keys, key, Some(norm), self.eps);
+                let values = ops.rms_norm(values.as_ref().unwrap_or(&keys), key, None, self.ends.eps);
+                let mut keys = ops.rms_norm(&keys, key, Some(norm), self.ends.eps);
                 ops.rotate(&mut keys, &w.rotary, sequences);
                 if let Some(store) = store {
                     store.write(rows.start, &ops.download(ops.join_heads(&keys, &values, 1, false)))?;
@@ -255,8 +245,9 @@ impl Gemma4 {
     /// the table, together of unit variance.
     fn known<O: Ops>(&self, ops: &O, p: &PerLayer, layer: usize, tokens: &[u32]) -> Result<O::Tensor> {
         let part = layer * p.width..(layer + 1) * p.width;
-        let projected = ops.linear(&ops.embed(&self.embedding, tokens)?, &p.projection.part(part.clone()))?;
-        let mut known = ops.rms_norm(&projected, p.width, Some(&p.norm), self.eps);
+        let projected =
+            ops.linear(&ops.embed(&self.ends.embedding, tokens)?, &p.projection.part(part.clone()))?;
+        let mut known = ops.rms_norm(&projected, p.width, Some(&p.norm), self.ends.eps);
         let mut row = ops.columns(&ops.embed(&p.table, tokens)?, part);
         ops.scale(&mut row, (p.width as f32).sqrt());
         ops.add(&mut known, &row);
@@ -266,27 +257,21 @@ impl Gemma4 {
 }
 
 impl<O: Ops> Graph<O> for Gemma4 {
-    fn layers(&self) -> usize {
-        self.layers.len()
+    fn ends(&self) -> &Ends {
+        &self.ends
     }
 
-    fn width(&self) -> usize {
-        self.width
+    fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     fn values_per_token(&self) -> usize {
         self.values_per_token
     }
 
-    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor> {
-        let mut x = ops.embed(&self.embedding, tokens)?;
-        ops.scale(&mut x, (self.width as f32).sqrt());
-        Ok(x)
-    }
-
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
         let w = &self.layers[layer];
-        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.width, Some(gain), self.eps);
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.ends.width, Some(gain), self.ends.eps);
         let mut store = match w.keys {
             Keys::Own { kept: true, .. } => {
                 let width = 2 * w.attention.kv_heads * w.attention.key;
@@ -310,7 +295,7 @@ impl<O: Ops> Graph<O> for Gemma4 {
 
         let experts = match &w.experts {
             Some(e) => {
-                let router = |x: &O::Tensor| ops.rms_norm(x, self.width, Some(&e.router), self.eps);
+                let router = |x: &O::Tensor| ops.rms_norm(x, self.ends.width, Some(&e.router), self.ends.eps);
                 let sum = e.mixture.sum(ops, hidden, |x| (norm(x, &e.before), Some(router(x))))?;
                 Some((e, sum))
             }
@@ -322,10 +307,10 @@ impl<O: Ops> Graph<O> for Gemma4 {
             next = rows.end;
             let mut y = w.mlp.run(ops, &norm(x, &w.mlp_norm))?;
             if let Some((e, sum)) = &experts {
-                let mut values = vec![0.0; rows.len() * self.width];
+                let mut values = vec![0.0; rows.len() * self.ends.width];
                 sum.read(rows.clone(), &mut values)?;
                 y = norm(&y, &e.after_mlp);
-                ops.add(&mut y, &norm(&ops.upload(values, self.width), &e.after));
+                ops.add(&mut y, &norm(&ops.upload(values, self.ends.width), &e.after));
             }
             ops.add(x, &norm(&y, &w.after_mlp));
             if let (Some(token), Some(per_layer)) = (&w.token, &self.per_layer) {
@@ -337,17 +322,5 @@ impl<O: Ops> Graph<O> for Gemma4 {
             ops.scale(x, w.factor);
             Ok(())
         })
-    }
-
-    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
-        ops.rms_norm(x, self.width, Some(&self.norm), self.eps)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
-
-    fn soft_cap(&self) -> Option<f32> {
-        self.soft_cap
     }
 }

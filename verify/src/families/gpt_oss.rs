@@ -8,19 +8,16 @@ use kernels::rope::Pairs;
 use super::Graph;
 use super::attention::{SelfAttention, plain, windows};
 use super::common::{self, RouterDefaults};
+use super::ends::Ends;
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
 use crate::mixture::{Mixture, Scoring};
 use crate::ops::{Activation, Attention, Ops};
-use crate::weights::{Linear, Weights};
+use crate::weights::Weights;
 
 pub(super) struct GptOss {
-    width: usize,
-    eps: f64,
-    embedding: Linear,
+    ends: Ends,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Linear,
 }
 
 struct Layer {
@@ -61,50 +58,31 @@ pub(super) fn read(weights: &Weights) -> Result<GptOss> {
             mixture: mixture.ok_or_else(|| Error::MissingTensor { tensor: name("ffn_gate_inp.weight") })?,
         });
     }
-    let vocab = common::vocabulary(weights)?;
-    Ok(GptOss {
-        width,
-        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
-        embedding: weights.linear("token_embd", vocab, width)?,
-        layers,
-        norm: weights.vector("output_norm.weight", width)?,
-        head: common::head(weights, vocab, width)?,
-    })
+    Ok(GptOss { ends: Ends::read(weights)?, layers })
 }
 
 impl<O: Ops> Graph<O> for GptOss {
+    fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
     fn layers(&self) -> usize {
         self.layers.len()
     }
 
-    fn width(&self) -> usize {
-        self.width
-    }
-
     fn values_per_token(&self) -> usize {
-        3 * self.width + self.layers.iter().map(|layer| layer.attention.values_per_token()).max().unwrap_or(0)
-    }
-
-    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor> {
-        ops.embed(&self.embedding, tokens)
+        3 * self.ends.width
+            + self.layers.iter().map(|layer| layer.attention.values_per_token()).max().unwrap_or(0)
     }
 
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
         let w = &self.layers[layer];
-        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.width, Some(gain), self.eps);
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.ends.width, Some(gain), self.ends.eps);
         hidden.update(ops, |x, sequences| {
-            let a = w.attention.run(ops, &norm(x, &w.attention_norm), sequences, self.eps)?;
+            let a = w.attention.run(ops, &norm(x, &w.attention_norm), sequences, self.ends.eps)?;
             ops.add(x, &a);
             Ok(())
         })?;
         w.mixture.run(ops, hidden, |x| norm(x, &w.mixture_norm), |y| y)
-    }
-
-    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
-        ops.rms_norm(x, self.width, Some(&self.norm), self.eps)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
     }
 }

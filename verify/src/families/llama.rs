@@ -13,6 +13,7 @@ use kernels::rope::Pairs;
 
 use super::Graph;
 use super::common::{self, FeedForward, RouterDefaults};
+use super::ends::Ends;
 use super::long_rope::LongRope;
 use crate::error::Result;
 use crate::hidden::Hidden;
@@ -22,14 +23,10 @@ use crate::ops::{Activation, Attention, Ops};
 use crate::weights::{Linear, Weights};
 
 pub(super) struct Llama {
-    width: usize,
-    eps: f64,
-    embedding: Linear,
+    ends: Ends,
     attention: Attention,
     rotary: LongRope,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Linear,
     values_per_token: usize,
 }
 
@@ -106,16 +103,11 @@ pub(super) fn read(weights: &Weights) -> Result<Llama> {
     let layers: Vec<Layer> = layers.collect::<Result<_>>()?;
     let inner = layers.iter().map(|layer| layer.mlp.inner()).max().unwrap_or(0);
     let Attention { heads, kv_heads, key, value, .. } = attention;
-    let vocab = common::vocabulary(weights)?;
     Ok(Llama {
-        width,
-        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
-        embedding: weights.linear("token_embd", vocab, width)?,
+        ends: Ends::read(weights)?,
         attention,
         rotary: LongRope::read(weights, rotary)?,
         layers,
-        norm: weights.vector("output_norm.weight", width)?,
-        head: common::head(weights, vocab, width)?,
         values_per_token: 3 * width + (2 * inner).max(heads * (2 * key + value) + 2 * kv_heads * key),
     })
 }
@@ -188,28 +180,24 @@ impl Layer {
 }
 
 impl<O: Ops> Graph<O> for Llama {
-    fn layers(&self) -> usize {
-        self.layers.len()
+    fn ends(&self) -> &Ends {
+        &self.ends
     }
 
-    fn width(&self) -> usize {
-        self.width
+    fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     fn values_per_token(&self) -> usize {
         self.values_per_token
     }
 
-    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor> {
-        ops.embed(&self.embedding, tokens)
-    }
-
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
         let w = &self.layers[layer];
-        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, gain.len(), Some(gain), self.eps);
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, gain.len(), Some(gain), self.ends.eps);
         let before = |x: &O::Tensor, norms: &Norms| match &norms.before {
             Some(gain) => norm(x, gain),
-            None => ops.columns(x, 0..self.width),
+            None => ops.columns(x, 0..self.ends.width),
         };
         let after = |y: O::Tensor, norms: &Norms| match &norms.after {
             Some(gain) => norm(&y, gain),
@@ -231,13 +219,5 @@ impl<O: Ops> Graph<O> for Llama {
             Ok(())
         })?;
         w.mlp.run(ops, hidden, |x| before(x, &w.mlp_norms), |y| after(y, &w.mlp_norms))
-    }
-
-    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
-        ops.rms_norm(x, self.width, Some(&self.norm), self.eps)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
     }
 }

@@ -11,6 +11,7 @@ use kernels::rope::Pairs;
 
 use super::Graph;
 use super::common::{self, FeedForward, RouterDefaults};
+use super::ends::Ends;
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
 use crate::hyper::Hyper;
@@ -19,12 +20,10 @@ use crate::ops::{Activation, Attention, Ops, Rotary, Sequences};
 use crate::weights::{Linear, Stack, Weights};
 
 pub(super) struct Mla {
-    width: usize,
-    eps: f64,
+    ends: Ends,
     /// ε of the latents' norms.
     latent_eps: f64,
     latent: usize,
-    embedding: Linear,
     layers: Vec<Layer>,
     /// Of queries: the last dimensions of each head.
     query_rotary: Rotary,
@@ -34,8 +33,6 @@ pub(super) struct Mla {
     temperature: Option<Temperature>,
     /// Tokens that an indexer selects (DeepSeek Sparse Attention): up to so many, attention is the plain one.
     selected: Option<usize>,
-    norm: Vec<f32>,
-    head: Linear,
 }
 
 struct Layer {
@@ -129,22 +126,17 @@ pub(super) fn read(weights: &Weights) -> Result<Mla> {
             mlp: FeedForward::read(weights, layer, width, Activation::Silu, &router)?,
         });
     }
-    let vocab = common::vocabulary(weights)?;
-    let eps = hyper.number("attention.layer_norm_rms_epsilon")?;
+    let ends = Ends::read(weights)?;
     Ok(Mla {
-        width,
-        eps,
-        latent_eps: hyper.optional_number("attention.latent_layer_norm_rms_epsilon")?.unwrap_or(eps),
+        latent_eps: hyper.optional_number("attention.latent_layer_norm_rms_epsilon")?.unwrap_or(ends.eps),
+        ends,
         latent,
-        embedding: weights.linear("token_embd", vocab, width)?,
         layers,
         query_rotary: rotary(key, nope)?,
         key_rotary: rotary(rotated, 0)?,
         attention,
         temperature,
         selected: hyper.optional_count("attention.indexer.top_k")?,
-        norm: weights.vector("output_norm.weight", width)?,
-        head: common::head(weights, vocab, width)?,
     })
 }
 
@@ -206,22 +198,18 @@ impl Mla {
 }
 
 impl<O: Ops> Graph<O> for Mla {
-    fn layers(&self) -> usize {
-        self.layers.len()
+    fn ends(&self) -> &Ends {
+        &self.ends
     }
 
-    fn width(&self) -> usize {
-        self.width
+    fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     fn values_per_token(&self) -> usize {
         let Attention { heads, key, value, .. } = self.attention;
         let inner = self.layers.iter().map(|layer| layer.mlp.inner()).max().unwrap_or(0);
-        3 * self.width + (2 * inner).max(2 * self.latent + heads * (3 * key + 2 * value))
-    }
-
-    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor> {
-        ops.embed(&self.embedding, tokens)
+        3 * self.ends.width + (2 * inner).max(2 * self.latent + heads * (3 * key + 2 * value))
     }
 
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
@@ -230,7 +218,7 @@ impl<O: Ops> Graph<O> for Mla {
             return Err(Error::SparseAttention { length, selected });
         }
         let w = &self.layers[layer];
-        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.width, Some(gain), self.eps);
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.ends.width, Some(gain), self.ends.eps);
         hidden.update(ops, |x, sequences| {
             let projected = self.project(ops, w, &norm(x, &w.attention_norm), sequences)?;
             let a = self.attend(ops, w, &projected, sequences)?;
@@ -238,14 +226,6 @@ impl<O: Ops> Graph<O> for Mla {
             Ok(())
         })?;
         w.mlp.run(ops, hidden, |x| norm(x, &w.mlp_norm), |y| y)
-    }
-
-    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
-        ops.rms_norm(x, self.width, Some(&self.norm), self.eps)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
     }
 }
 
@@ -292,8 +272,8 @@ mod tests {
         let ops = Cpu::new(&weights);
         let sequences = Sequences { lengths: vec![40, 7] };
         let tokens: Vec<u32> = (0..47).map(|i| (i * i * 7 + 3) % 2048).collect();
-        let x = Graph::<Cpu<'_>>::embed(&graph, &ops, &tokens).expect("embedding");
-        let n = ops.rms_norm(&x, graph.width, None, 1e-6);
+        let x = graph.ends.embed(&ops, &tokens).expect("embedding");
+        let n = ops.rms_norm(&x, graph.ends.width, None, 1e-6);
         for w in &graph.layers {
             let p = graph.project(&ops, w, &n, &sequences).expect("projections");
             let naive = ops.download(graph.attend(&ops, w, &p, &sequences).expect("naive"));

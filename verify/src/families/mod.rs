@@ -3,6 +3,7 @@
 
 mod attention;
 mod common;
+mod ends;
 mod gemma;
 mod gemma4;
 mod gpt_oss;
@@ -11,44 +12,29 @@ mod long_rope;
 mod mla;
 mod qwen3_5;
 
+pub use ends::Ends;
+
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
 use crate::ops::Ops;
-use crate::weights::{Linear, Weights};
+use crate::weights::Weights;
 
 /// A model's graph.
 pub trait Graph<O: Ops>: Sync {
+    /// Embedding, final norm and head.
+    fn ends(&self) -> &Ends;
+
     /// Number of layers.
     fn layers(&self) -> usize;
 
-    /// Width of the hidden states.
-    fn width(&self) -> usize;
-
     /// Values that a layer holds for each token while it computes, for choosing how many tokens to compute at once.
     fn values_per_token(&self) -> usize;
-
-    /// The hidden states before the first layer: [tokens, width].
-    ///
-    /// # Errors
-    /// If the weights can't be read.
-    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor>;
 
     /// One layer over all hidden states.
     ///
     /// # Errors
     /// If weights or states can't be read or written.
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()>;
-
-    /// What the head is applied to: the normed states.
-    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor;
-
-    /// The head: [vocabulary, width].
-    fn head(&self) -> &Linear;
-
-    /// What becomes of the logits: x ← cap · tanh(x / cap).
-    fn soft_cap(&self) -> Option<f32> {
-        None
-    }
 }
 
 /// The graph of a model, by GGUF's name of its architecture.

@@ -12,6 +12,7 @@ use kernels::rope::Pairs;
 use super::Graph;
 use super::attention;
 use super::common::{self, FeedForward, RouterDefaults};
+use super::ends::Ends;
 use crate::error::Result;
 use crate::hidden::Hidden;
 use crate::hyper::Hyper;
@@ -23,12 +24,8 @@ use crate::weights::{Linear, Weights};
 const LENGTH_EPS: f64 = 1e-6;
 
 pub(super) struct Qwen35 {
-    width: usize,
-    eps: f64,
-    embedding: Linear,
+    ends: Ends,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Linear,
     values_per_token: usize,
 }
 
@@ -88,16 +85,11 @@ pub(super) fn read(weights: &Weights) -> Result<Qwen35> {
             mlp: FeedForward::read(weights, layer, width, Activation::Silu, &router)?,
         });
     }
-    let vocab = common::vocabulary(weights)?;
     let held = |layer: &Layer| layer.mixer.values_per_token().max(2 * layer.mlp.inner());
     Ok(Qwen35 {
-        width,
-        eps: hyper.number("attention.layer_norm_rms_epsilon")?,
-        embedding: weights.linear("token_embd", vocab, width)?,
+        ends: Ends::read(weights)?,
         values_per_token: 3 * width + layers.iter().map(held).max().unwrap_or(0),
         layers,
-        norm: weights.vector("output_norm.weight", width)?,
-        head: common::head(weights, vocab, width)?,
     })
 }
 
@@ -212,42 +204,30 @@ impl Mixer {
 }
 
 impl<O: Ops> Graph<O> for Qwen35 {
-    fn layers(&self) -> usize {
-        self.layers.len()
+    fn ends(&self) -> &Ends {
+        &self.ends
     }
 
-    fn width(&self) -> usize {
-        self.width
+    fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     fn values_per_token(&self) -> usize {
         self.values_per_token
     }
 
-    fn embed(&self, ops: &O, tokens: &[u32]) -> Result<O::Tensor> {
-        ops.embed(&self.embedding, tokens)
-    }
-
     fn layer(&self, ops: &O, layer: usize, hidden: &mut Hidden) -> Result<()> {
         let w = &self.layers[layer];
-        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.width, Some(gain), self.eps);
+        let norm = |x: &O::Tensor, gain: &[f32]| ops.rms_norm(x, self.ends.width, Some(gain), self.ends.eps);
         hidden.update(ops, |x, sequences| {
             let n = norm(x, &w.norm);
             let y = match &w.mixer {
-                Mixer::Delta(delta) => delta.run(ops, &n, sequences, self.eps)?,
-                Mixer::Attention(attention) => attention.run(ops, &n, sequences, self.eps)?,
+                Mixer::Delta(delta) => delta.run(ops, &n, sequences, self.ends.eps)?,
+                Mixer::Attention(attention) => attention.run(ops, &n, sequences, self.ends.eps)?,
             };
             ops.add(x, &y);
             Ok(())
         })?;
         w.mlp.run(ops, hidden, |x| norm(x, &w.mlp_norm), |y| y)
-    }
-
-    fn finish(&self, ops: &O, x: &O::Tensor) -> O::Tensor {
-        ops.rms_norm(x, self.width, Some(&self.norm), self.eps)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
     }
 }
