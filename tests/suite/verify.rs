@@ -129,3 +129,16 @@ fn a_family_without_a_graph_is_named() {
     let message = fails(&mut verify(&file, &model("tiny-llama")), 1);
     assert!(message.contains("`mamba` can't be evaluated yet"), "{message}");
 }
+
+#[test]
+fn neither_threads_nor_memory_nor_the_processor_change_a_figure() {
+    let (_dir, file) = quantized("q4_k_m");
+    let against = model("tiny-llama");
+    let figures = |command: &mut Command| {
+        let result = json(command);
+        ["perplexity", "reference_perplexity", "mean_kld", "rms_dp"].map(|key| number(&result, key))
+    };
+    let plain = figures(&mut verify(&file, &against));
+    assert_eq!(figures(verify(&file, &against).args(["--threads", "1", "--memory", "64KiB"])), plain);
+    assert_eq!(figures(verify(&file, &against).env("HALFBYTE_ISA", "scalar")), plain);
+}
