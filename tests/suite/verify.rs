@@ -142,3 +142,20 @@ fn neither_threads_nor_memory_nor_the_processor_change_a_figure() {
     assert_eq!(figures(verify(&file, &against).args(["--threads", "1", "--memory", "64KiB"])), plain);
     assert_eq!(figures(verify(&file, &against).env("HALFBYTE_ISA", "scalar")), plain);
 }
+
+#[test]
+fn impossible_hyper_parameters_are_refused_before_anything_is_made_for_them() {
+    for key in ["llama.block_count", "llama.rope.dimension_count", "llama.attention.key_length"] {
+        let (_dir, file) = quantized("f16");
+        let mut bytes = fs::read(&file).expect("file");
+        let at =
+            bytes.windows(key.len()).position(|window| window == key.as_bytes()).expect("key") + key.len();
+        // The value's type, then the value.
+        assert_eq!(bytes[at..at + 4], 4u32.to_le_bytes(), "{key} is a U32");
+        bytes[at + 4..at + 8].copy_from_slice(&0xffff_fff0u32.to_le_bytes());
+        fs::write(&file, bytes).expect("write");
+        let message = fails(&mut verify(&file, &model("tiny-llama")), 1);
+        let (_, name) = key.split_once('.').expect("dot");
+        assert!(message.contains(name) || message.contains("shape"), "{key}: {message}");
+    }
+}

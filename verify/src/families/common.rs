@@ -48,6 +48,10 @@ pub(super) fn rotary(
     order: Pairs,
 ) -> Result<Rotary> {
     let hyper = &weights.hyper;
+    if offset.saturating_add(width) > head {
+        let problem = format!("is {width}, more than a head of {head} has left");
+        return Err(hyper.error("rope.dimension_count", problem));
+    }
     let mut frequencies = unscaled_rotary(theta, width, head, order).frequencies;
     if let Some(divisors) = weights.optional_vector("rope_freqs.weight", width / 2)? {
         frequencies.iter_mut().zip(divisors).for_each(|(frequency, by)| *frequency /= f64::from(by));

@@ -42,6 +42,13 @@ pub trait Graph<O: Ops>: Sync {
 /// # Errors
 /// [`Error::NoGraph`] for a family without one; and if tensors or hyper-parameters are missing or contradict each other.
 pub fn graph<O: Ops>(weights: &Weights) -> Result<Box<dyn Graph<O>>> {
+    let (hyper, tensors) = (&weights.hyper, weights.tensors.len());
+    // Before anything is made for each layer.
+    if let Some(layers) = hyper.optional_count("block_count")?.filter(|&layers| layers > tensors) {
+        return Err(
+            hyper.error("block_count", format!("is {layers}, but there are {tensors} tensors in all"))
+        );
+    }
     Ok(match weights.hyper.arch.as_str() {
         "llama" | "qwen2" | "qwen3" | "qwen3moe" | "phi3" | "smollm3" | "olmo2" | "glm4moe"
         | "minimax-m2" => Box::new(llama::read(weights)?),
