@@ -10,15 +10,22 @@ import numpy as np
 from measure import log_softmax
 from mlx_lm import load
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import dequantize_model
 
 mx.set_default_device(mx.cpu)
 
 
 class MlxModel:
-    """A folder as mlx-lm loads it, computing in float32 on the CPU so that only the weights differ between formats."""
+    """A folder as mlx-lm loads it, computing in float32 on the CPU so that only the weights differ between formats.
 
-    def __init__(self, folder):
+    `unpacked` multiplies with what `mx.dequantize` makes of affine weights, rounded to the type of their scales; the quantized
+    product does not round them.
+    """
+
+    def __init__(self, folder, unpacked=False):
         self.model, self.tokenizer = load(str(Path(folder)))
+        if unpacked:
+            self.model = dequantize_model(self.model)
         self.model.set_dtype(mx.float32)
 
     def log_probabilities(self, ids):

@@ -14,18 +14,23 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from llama import Llama
 from measure import divergence, log_softmax
+from mlx_model import MlxModel
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 # Where both compute in single precision only the order of sums differs: the largest mean divergence (nats) and relative difference
 # of perplexities, three times what is found. Let a file's RoPE base be off by a thousandth, and the divergence is 9e-9 or more; let
 # the epsilon of its norms be 2e-6 instead of 1e-6, and it is 5e-10.
-EXACT, EXACT_PERPLEXITY = 4e-12, 1e-6
+EXACT, EXACT_PERPLEXITY = 1e-11, 1e-6
 
 # llama.cpp rounds activations before it multiplies: to F16 where weights are, to 8 bits where they are quantized. What that costs
 # is up to three times what is found: in nats, or, where weights have 4 bits, as a share of what those cost.
 ROUNDED = {"f16": 2e-7, "q8_0": 3e-4}
 ROUNDED_SHARE = {"q4_k_m": 0.25, "iq4_xs": 0.25}
+
+# Formats of MLX whose weights mlx-lm multiplies as they are. Affine ones it does not round to the type of their scales, as
+# `mx.dequantize` and verify do, unless they are unpacked before; mlx-lm can't unpack DeepSeek's per-head matrices.
+MLX = {"tiny-llama": ("bf16", "mxfp4", "nvfp4", "4bit-g64", "8bit-g32"), "tiny-deepseek": ("bf16", "mxfp4", "nvfp4")}
 
 # How many tokens of the text: llama.cpp is asked for one distribution at a time.
 LENGTH = 48
@@ -108,11 +113,21 @@ def check_gguf(checks, halfbyte, scratch, model):
         checks.case(f"{model} {form}", one, form)
 
 
+def check_mlx(checks, halfbyte, scratch, model, form):
+    source = FIXTURES / model
+    ids = Tokenizer.from_file(str(source / "tokenizer.json")).encode(TEXT).ids
+    folder = quantize(halfbyte, source, "mlx", form, scratch / f"{model}-{form}")
+    theirs = MlxModel(folder, unpacked="bit-" in form).log_probabilities(ids)
+    check_exact(checks, f"{model} MLX {form}", "mlx-lm", theirs, verify(halfbyte, folder, ids, scratch), ids)
+
+
 def main(halfbyte, scratch):
     checks, scratch = Checks(), Path(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     for model in ("tiny-llama", "tiny-deepseek"):
         checks.case(model, check_gguf, checks, halfbyte, scratch, model)
+        for form in MLX[model]:
+            checks.case(f"{model} MLX {form}", check_mlx, checks, halfbyte, scratch, model, form)
     checks.close()
 
 
