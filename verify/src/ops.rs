@@ -108,8 +108,6 @@ pub trait Ops: Sync {
     fn upload(&self, values: Vec<f32>, columns: usize) -> Self::Tensor;
     /// Moves all rows off the device.
     fn download(&self, x: Self::Tensor) -> Vec<f32>;
-    /// Length of a row.
-    fn width(&self, x: &Self::Tensor) -> usize;
 
     /// The rows of `table` for `tokens`: [tokens, columns].
     ///

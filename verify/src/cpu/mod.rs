@@ -102,10 +102,6 @@ impl Ops for Cpu<'_> {
         std::mem::take(&mut x.values)
     }
 
-    fn width(&self, x: &Rows) -> usize {
-        x.columns
-    }
-
     fn embed(&self, table: &Linear, tokens: &[u32]) -> Result<Rows> {
         let columns = table.columns;
         let mut out = Rows::unwritten(tokens.len(), columns);
@@ -136,6 +132,9 @@ impl Ops for Cpu<'_> {
 
     fn rotate(&self, x: &mut Rows, rotary: &Rotary, sequences: &Sequences) {
         let n = rotary.frequencies.len();
+        if n == 0 {
+            return;
+        }
         let longest = sequences.lengths.iter().copied().max().unwrap_or(0);
         let mut tables = [Rows::unwritten(longest, n), Rows::unwritten(longest, n)];
         let [cos, sin] = &mut tables;
