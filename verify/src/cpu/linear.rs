@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use formats::output::Map;
+use formats::rows::rearrange;
 use kernels::Isa;
 use kernels::gemm::{PANEL, Panels, multiply, pack};
 use kernels::matrix::{Matrix, MatrixMut};
@@ -85,9 +87,7 @@ pub(super) fn per_head(weights: &Weights, x: &Rows, w: &Stack, transposed: bool)
         let one = w.one(head);
         weights.rows(one.tensor, one.rows.clone(), &mut decoded)?;
         let matrix = if transposed {
-            for (r, row) in decoded.chunks_exact(columns).enumerate() {
-                row.iter().enumerate().for_each(|(c, &value)| turned[c * rows + r] = value);
-            }
+            rearrange(Map::Transpose, &decoded, columns, &mut turned);
             &turned
         } else {
             &decoded

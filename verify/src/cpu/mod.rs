@@ -83,6 +83,43 @@ impl Rows {
     fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.columns..][..self.columns]
     }
+
+    /// `columns` columns of some rows, from `first` on.
+    fn part(&self, rows: &Range<usize>, first: usize, columns: usize) -> Matrix<'_> {
+        let values = &self.values[rows.start * self.columns + first..rows.end * self.columns];
+        Matrix { values, rows: rows.len(), columns, stride: self.columns }
+    }
+
+    /// The rows of each sequence, for a core of its own to write.
+    fn by_sequence(&mut self, sequences: &Sequences) -> Vec<&mut [f32]> {
+        let mut rest = self.values.as_mut_slice();
+        let mut parts = Vec::with_capacity(sequences.lengths.len());
+        for length in &sequences.lengths {
+            let (part, more) = rest.split_at_mut(length * self.columns);
+            parts.push(part);
+            rest = more;
+        }
+        parts
+    }
+
+    /// A matrix of `heads` heads of `width` columns: `make` gives the rows of one head of one sequence, each on a core of its own.
+    fn from_heads(
+        sequences: &Sequences,
+        heads: usize,
+        width: usize,
+        make: impl Fn(&Range<usize>, usize) -> Vec<f32> + Sync,
+    ) -> Rows {
+        let work = sequences.rows().flat_map(|rows| (0..heads).map(move |head| (rows.clone(), head)));
+        let work: Vec<(Range<usize>, usize)> = work.collect();
+        let made: Vec<Vec<f32>> = work.par_iter().map(|(rows, head)| make(rows, *head)).collect();
+        let mut out = Rows::unwritten(sequences.tokens(), heads * width);
+        for ((rows, head), made) in work.into_iter().zip(made) {
+            for (row, values) in rows.zip(made.chunks_exact(width)) {
+                out.values[row * heads * width + head * width..][..width].copy_from_slice(values);
+            }
+        }
+        out
+    }
 }
 
 /// Runs `f` over both, piece by piece on all cores.
@@ -147,15 +184,8 @@ impl Ops for Cpu<'_> {
             }
         }
         let columns = x.columns;
-        let mut rest = x.values.as_mut_slice();
-        let mut parts = Vec::new();
-        for &length in &sequences.lengths {
-            let (part, more) = rest.split_at_mut(length * columns);
-            parts.push(part);
-            rest = more;
-        }
         let [cos, sin] = &tables;
-        parts.into_par_iter().for_each(|part| {
+        x.by_sequence(sequences).into_par_iter().for_each(|part| {
             let length = part.len() / columns;
             let part = MatrixMut {
                 values: &mut part[rotary.offset..],

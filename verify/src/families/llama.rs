@@ -12,6 +12,7 @@
 use kernels::rope::Pairs;
 
 use super::Graph;
+use super::attention::plain;
 use super::common::{self, FeedForward, RouterDefaults};
 use super::ends::Ends;
 use super::long_rope::LongRope;
@@ -113,26 +114,16 @@ pub(super) fn read(weights: &Weights) -> Result<Llama> {
 }
 
 fn attention(hyper: &Hyper, width: usize) -> Result<Attention> {
-    let heads = hyper.count("attention.head_count")?;
-    let kv_heads = hyper.optional_count("attention.head_count_kv")?.unwrap_or(heads);
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(hyper.error("attention.head_count_kv", format!("is {kv_heads} for {heads} heads")));
-    }
-    let key = hyper.optional_count("attention.key_length")?.unwrap_or(width / heads);
-    let value = hyper.optional_count("attention.value_length")?.unwrap_or(key);
     let pattern = "attention.sliding_window_pattern";
     if hyper.has(pattern) {
         return Err(hyper.error(pattern, "makes layers differ (OLMo 3), which can't be evaluated yet"));
     }
+    let attention = plain(hyper, width)?;
     Ok(Attention {
-        heads,
-        kv_heads,
-        key,
-        value,
-        scale: hyper.optional_number("attention.scale")?.unwrap_or(1.0 / (key as f64).sqrt()) as f32,
+        scale: hyper.optional_number("attention.scale")?.unwrap_or(1.0 / (attention.key as f64).sqrt())
+            as f32,
         window: hyper.optional_count("attention.sliding_window")?.filter(|&window| window > 0),
-        soft_cap: None,
-        sinks: None,
+        ..attention
     })
 }
 
