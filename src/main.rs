@@ -55,7 +55,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<quantize::Error>() {
         match error {
             quantize::Error::Interrupted { .. } => INTERRUPTED,
-            quantize::Error::Usage(_) => USAGE,
+            quantize::Error::Usage(_) | quantize::Error::Target(_) => USAGE,
             _ => FAILED,
         }
     } else if let Some(error) = error.downcast_ref::<verify::Error>() {

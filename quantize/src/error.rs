@@ -140,6 +140,9 @@ pub enum Error {
         /// The folder of the unfinished output.
         partial: PathBuf,
     },
+    /// The target is unknown, or its description wrong.
+    #[error(transparent)]
+    Target(#[from] crate::target::Error),
     /// The format's name, an override or another choice of the user is at fault.
     #[error("{0}")]
     Usage(String),

@@ -2,6 +2,7 @@
 //!
 //! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
 //! - [`recipe`]: what becomes what, as text whose hash names the job.
+//! - [`target`]: the machines that a model is made for.
 //! - [`tile`]: the work cut into bounded pieces.
 //! - [`plan`], [`job`]: from a checkpoint's headers to the place of every output byte.
 //! - [`read`], [`encode`], [`pass`]: source bytes in, encoded rows out, one bounded buffer after the other.
@@ -21,6 +22,7 @@ pub mod read;
 pub mod recipe;
 pub mod run;
 pub mod store;
+pub mod target;
 pub mod tile;
 mod write;
 
