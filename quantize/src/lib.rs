@@ -9,6 +9,7 @@
 //! - [`run`]: a job from beginning, or from where it was, to its end.
 //! - [`journal`], [`store`]: what makes a run restartable, and keeps half-made files from their final names.
 
+pub mod allocate;
 pub mod encode;
 pub mod error;
 pub mod job;

@@ -1,0 +1,149 @@
+//! Allocation: the format of each tensor, so that all of them fit a number of bytes and the model loses least.
+//!
+//! The cost of a format for a tensor is the tensor's share of its class's [`sensitivity`](sensitivity::sensitivity()) times the
+//! relative squared error that the format makes; the choice among all tensors is a [`knapsack`].
+
+use std::collections::HashMap;
+
+use formats::{OutputTensor, TensorSource, output::Class, scales::Scales};
+use kernels::Format;
+
+pub mod errors;
+pub mod knapsack;
+pub mod rules;
+pub mod sensitivity;
+
+use crate::error::Result;
+use knapsack::Choice;
+use sensitivity::{depth, sensitivity};
+
+/// What is chosen from.
+pub struct Question<'a> {
+    /// The tensors of the output.
+    pub outputs: &'a [OutputTensor],
+    /// What those have that are not chosen for.
+    pub fixed: &'a [&'static Format],
+    /// What the engine runs.
+    pub candidates: &'a [&'static Format],
+    /// Each plane of a tensor takes a multiple of these bytes.
+    pub align: u64,
+}
+
+/// The costs of every choice.
+pub struct Costs {
+    /// For each tensor that is chosen for: its index, and the formats it can have.
+    tensors: Vec<(usize, Vec<&'static Format>)>,
+    /// What each takes and costs.
+    items: Vec<Vec<Choice>>,
+    /// Bytes of the other tensors.
+    fixed: u64,
+}
+
+/// A choice for every tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Allocation {
+    /// In the tensors' order.
+    pub formats: Vec<&'static Format>,
+    /// Bytes of all tensors, each plane aligned.
+    pub bytes: u64,
+    /// What it costs: comparable with other allocations of the same model, without a unit of its own.
+    pub cost: f64,
+}
+
+impl Question<'_> {
+    /// Whether the format of a tensor is open. A router decides which experts run: it stays as it is.
+    fn is_open(&self, output: &OutputTensor) -> bool {
+        output.quantizable && output.class != Class::Router
+    }
+
+    /// The bytes of a tensor in a format, if its rows are whole blocks.
+    fn bytes(&self, output: &OutputTensor, format: &Format) -> Option<u64> {
+        if !format.holds_row(output.columns()) {
+            return None;
+        }
+        (0..format.planes.len()).try_fold(0u64, |sum, plane| {
+            let bytes = format.plane_bytes(plane, output.elements())?;
+            sum.checked_add(bytes.checked_next_multiple_of(self.align.max(1))?)
+        })
+    }
+
+    /// Costs from headers alone: every tensor is taken to be normally distributed.
+    ///
+    /// # Errors
+    /// If a candidate can't be written.
+    pub fn expected(&self) -> Result<Costs> {
+        let errors = errors::expected(self.candidates)?;
+        self.costs(|_, formats| {
+            let of = |format| self.candidates.iter().position(|candidate| candidate == format);
+            Ok(formats.iter().map(|format| of(format).map_or(0.0, |at| errors[at])).collect())
+        })
+    }
+
+    /// Costs from a few rows of every tensor.
+    ///
+    /// # Errors
+    /// If the source can't be read.
+    pub fn sampled(&self, source: &dyn TensorSource, scales: &Scales) -> Result<Costs> {
+        self.costs(|output, formats| errors::sampled(source, scales, output, formats))
+    }
+
+    fn costs(&self, error: impl Fn(&OutputTensor, &[&'static Format]) -> Result<Vec<f64>>) -> Result<Costs> {
+        let layers = self.outputs.iter().filter_map(|output| output.layer).max().map_or(0, |last| last + 1);
+        let mut of_class: HashMap<Class, f64> = HashMap::new();
+        for output in self.outputs.iter().filter(|output| self.is_open(output)) {
+            *of_class.entry(output.class).or_default() += depth(output.layer, layers);
+        }
+        let mut costs = Costs { tensors: Vec::new(), items: Vec::new(), fixed: 0 };
+        for (index, output) in self.outputs.iter().enumerate() {
+            let sizes =
+                self.candidates.iter().filter_map(|&format| Some((format, self.bytes(output, format)?)));
+            let (formats, sizes): (Vec<_>, Vec<_>) = sizes.unzip();
+            if !self.is_open(output) || formats.is_empty() {
+                costs.fixed += self.bytes(output, self.fixed[index]).unwrap_or(0);
+                continue;
+            }
+            let share = sensitivity(output.class) * depth(output.layer, layers) / of_class[&output.class];
+            let errors = error(output, &formats)?;
+            let choices = sizes.into_iter().zip(errors);
+            costs.items.push(choices.map(|(bytes, error)| Choice { bytes, cost: share * error }).collect());
+            costs.tensors.push((index, formats));
+        }
+        Ok(costs)
+    }
+}
+
+impl Costs {
+    /// The allocation of least cost within `budget` bytes, or the bytes of the smallest that there is.
+    ///
+    /// # Errors
+    /// The bytes of the smallest allocation, if `budget` is below.
+    pub fn allocate(&self, question: &Question<'_>, budget: u64) -> std::result::Result<Allocation, u64> {
+        let room = budget.saturating_sub(self.fixed);
+        match knapsack::solve(&self.items, room) {
+            Some(chosen) if budget >= self.fixed => {
+                let mut formats = question.fixed.to_vec();
+                let (mut bytes, mut cost) = (self.fixed, 0.0);
+                for (((index, open), item), at) in self.tensors.iter().zip(&self.items).zip(chosen) {
+                    formats[*index] = open[at];
+                    bytes += item[at].bytes;
+                    cost += item[at].cost;
+                }
+                Ok(Allocation { formats, bytes, cost })
+            }
+            _ => Err(self.fixed + self.smallest()),
+        }
+    }
+
+    /// The cost of formats that were chosen otherwise, if every tensor's is among the candidates.
+    pub fn of(&self, formats: &[&'static Format]) -> Option<f64> {
+        let all = self.tensors.iter().zip(&self.items);
+        let cost = |((index, open), item): (&(usize, Vec<&'static Format>), &Vec<Choice>)| {
+            Some(item[open.iter().position(|format| *format == formats[*index])?].cost)
+        };
+        all.map(cost).sum()
+    }
+
+    fn smallest(&self) -> u64 {
+        self.items.iter().map(|item| item.iter().map(|choice| choice.bytes).min().unwrap_or(0)).sum()
+    }
+}
