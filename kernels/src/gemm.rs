@@ -5,6 +5,8 @@
 //! Multiplication", 2008). Every output element is one chain of fused multiply-adds over k in rising order, beginning at
 //! zero: its bits depend on nothing but its row of `x` and its row of `w`.
 
+use std::cell::Cell;
+
 use crate::matrix::{Matrix, MatrixMut};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
@@ -14,11 +16,14 @@ pub const PANEL: usize = 32;
 /// Tokens that are interleaved together; a multiple of every [`Simd::TILE_TOKENS`].
 const GROUP: usize = 12;
 
-/// Columns of `x` taken at a time: the interleaved group (12 KiB) stays in the first-level cache.
-const K_BLOCK: usize = 256;
+/// Tokens taken at a time: interleaved, with [`K_BLOCK`] columns 216 KiB of the second-level cache.
+const TOKEN_BLOCK: usize = 8 * GROUP;
 
-/// Panels taken at a time: with [`K_BLOCK`] columns, 512 KiB that stay in the second-level cache for all tokens.
-const PANEL_BLOCK: usize = 16;
+/// Columns taken at a time, at most: an interleaved group (27 KiB) stays in the first-level cache.
+const K_BLOCK: usize = 576;
+
+/// Bytes of panels taken at a time: they stay in the second-level cache for all tokens.
+const PANELS_BLOCK: usize = 512 << 10;
 
 /// Weights `[rows][k]` as [`pack`] leaves them: `[rows / 32 rounded up][k][32]`, rows beyond the last zero.
 #[derive(Clone, Copy)]
@@ -117,18 +122,36 @@ fn load_part<S: Simd>(s: S, values: &[f32]) -> S::F32 {
     s.load(&padded)
 }
 
+thread_local! {
+    /// Memory for interleaved tokens.
+    static INTERLEAVED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
 /// `out[t][n] = Σ x[t][k] · w[n][k]` for `x` `[tokens][k]`, packed weights `[rows][k]` and `out` `[tokens][rows]`.
 pub fn multiply(isa: Isa, x: Matrix, weights: Panels, out: MatrixMut) {
     assert_eq!(x.columns, weights.k);
     assert_eq!(x.rows, out.rows);
     assert_eq!(out.columns, weights.rows);
-    isa.run(Multiply { x, weights, out });
+    let mut interleaved = INTERLEAVED.take();
+    let groups = x.rows.min(TOKEN_BLOCK).div_ceil(GROUP);
+    let needed = groups * group_len(x.columns.min(K_BLOCK));
+    if interleaved.len() < needed {
+        interleaved.resize(needed, 0.0);
+    }
+    isa.run(Multiply { x, weights, out, interleaved: &mut interleaved });
+    INTERLEAVED.set(interleaved);
+}
+
+/// Elements of an interleaved group of so many columns; the last column is stored as a whole vector too.
+const fn group_len(columns: usize) -> usize {
+    columns * GROUP + LANES - GROUP
 }
 
 struct Multiply<'a> {
     x: Matrix<'a>,
     weights: Panels<'a>,
     out: MatrixMut<'a>,
+    interleaved: &'a mut [f32],
 }
 
 impl Kernel for Multiply<'_> {
@@ -136,44 +159,67 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (x, weights) = (self.x, self.weights);
-        if weights.k == 0 {
+        let (x, k) = (self.x, self.weights.k);
+        if k == 0 {
             for t in 0..x.rows {
                 self.out.row(t).fill(0.0);
             }
+            return;
         }
-        // The last interleaved column is stored as a whole vector too.
-        let mut group = [0.0; K_BLOCK * GROUP + LANES - GROUP];
+        // Blocks of k as even as can be.
+        let block = k.div_ceil(k.div_ceil(K_BLOCK));
+        for token in (0..x.rows).step_by(TOKEN_BLOCK) {
+            let tokens = x.part(token, (x.rows - token).min(TOKEN_BLOCK));
+            for first_k in (0..k).step_by(block) {
+                self.block(s, token, tokens, first_k, (k - first_k).min(block));
+            }
+        }
+    }
+}
+
+impl Multiply<'_> {
+    /// Some tokens, of which the first is `token`, by all panels, over one block of k.
+    #[inline(always)]
+    fn block<S: Simd>(&mut self, s: S, token: usize, tokens: Matrix, first_k: usize, columns: usize) {
+        let group_len = group_len(columns);
+        for (group, out) in self.interleaved.chunks_exact_mut(group_len).enumerate() {
+            let first = group * GROUP;
+            if first >= tokens.rows {
+                break;
+            }
+            let group = tokens.part(first, (tokens.rows - first).min(GROUP));
+            interleave::<S, GROUP>(s, group, first_k, out);
+        }
+        let weights = self.weights;
         let panels = weights.rows.div_ceil(PANEL);
-        for first_panel in (0..panels).step_by(PANEL_BLOCK) {
-            for first_k in (0..weights.k).step_by(K_BLOCK) {
-                let columns = (weights.k - first_k).min(K_BLOCK);
-                for token in (0..x.rows).step_by(GROUP) {
-                    let tokens = x.part(token, (x.rows - token).min(GROUP));
-                    let used = &mut group[..columns * GROUP + LANES - GROUP];
-                    interleave::<S, GROUP>(s, tokens, first_k, used);
-                    let used = used.as_chunks().0;
-                    for panel in first_panel..panels.min(first_panel + PANEL_BLOCK) {
-                        let rows = &weights.values[panel * weights.stride + first_k * PANEL..];
-                        let rows = rows[..columns * PANEL].as_chunks().0;
-                        for part in 0..PANEL / LANES / S::TILE_VECTORS {
-                            let row = panel * PANEL + part * S::TILE_VECTORS * LANES;
-                            if row >= weights.rows {
-                                break;
-                            }
-                            for t in (0..tokens.rows).step_by(S::TILE_TOKENS) {
-                                let tile = Tile {
-                                    x: &used[..columns],
-                                    first: t,
-                                    weights: rows,
-                                    part,
-                                    resume: first_k > 0,
-                                    out: &mut self.out.values[(token + t) * self.out.stride + row..],
-                                    stride: self.out.stride,
-                                    rows: (weights.rows - row).min(S::TILE_VECTORS * LANES),
-                                };
-                                tile.dispatch(s, (tokens.rows - t).min(S::TILE_TOKENS));
-                            }
+        let some = (PANELS_BLOCK / (columns * PANEL * size_of::<f32>())).max(1);
+        for first_panel in (0..panels).step_by(some) {
+            for (group, x) in self.interleaved.chunks_exact(group_len).enumerate() {
+                let first = group * GROUP;
+                if first >= tokens.rows {
+                    break;
+                }
+                let count = (tokens.rows - first).min(GROUP);
+                for panel in first_panel..panels.min(first_panel + some) {
+                    let rows = &weights.values[panel * weights.stride + first_k * PANEL..];
+                    let rows = rows[..columns * PANEL].as_chunks().0;
+                    for part in 0..PANEL / LANES / S::TILE_VECTORS {
+                        let row = panel * PANEL + part * S::TILE_VECTORS * LANES;
+                        if row >= weights.rows {
+                            break;
+                        }
+                        for t in (0..count).step_by(S::TILE_TOKENS) {
+                            let tile = Tile {
+                                x: &x.as_chunks().0[..columns],
+                                first: t,
+                                weights: rows,
+                                part,
+                                resume: first_k > 0,
+                                out: &mut self.out.values[(token + first + t) * self.out.stride + row..],
+                                stride: self.out.stride,
+                                rows: (weights.rows - row).min(S::TILE_VECTORS * LANES),
+                            };
+                            tile.dispatch(s, (count - t).min(S::TILE_TOKENS));
                         }
                     }
                 }
@@ -230,16 +276,20 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    fn run<S: Simd, const TOKENS: usize, const VECTORS: usize>(self, s: S) {
+    fn run<S: Simd, const TOKENS: usize, const VECTORS: usize>(mut self, s: S) {
         assert!(self.first + TOKENS <= GROUP && (self.part + 1) * VECTORS * LANES <= PANEL);
         let mut sums = [[s.splat(0.0); VECTORS]; TOKENS];
         if self.resume {
             for (t, sums) in sums.iter_mut().enumerate() {
-                let mut padded = [[0.0; LANES]; VECTORS];
-                padded.as_flattened_mut()[..self.rows]
-                    .copy_from_slice(&self.out[t * self.stride..][..self.rows]);
-                for (sum, lanes) in sums.iter_mut().zip(&padded) {
-                    *sum = s.load(lanes);
+                *sums = self.load(s, t);
+            }
+        }
+        // What is written at the end (or read by the next tile, where sums resume) should be near by then.
+        let ahead = if self.resume { PANEL } else { 0 };
+        for t in 0..TOKENS {
+            for v in 0..=VECTORS {
+                if let Some(element) = self.out.get(t * self.stride + ahead + v * LANES) {
+                    s.prefetch(element);
                 }
             }
         }
@@ -254,12 +304,40 @@ impl Tile<'_> {
             }
         }
         for (t, sums) in sums.into_iter().enumerate() {
-            let mut padded = [[0.0; LANES]; VECTORS];
-            for (sum, lanes) in sums.into_iter().zip(&mut padded) {
+            self.store(s, t, sums);
+        }
+    }
+
+    /// The sums of token `t` so far.
+    #[inline(always)]
+    fn load<S: Simd, const VECTORS: usize>(&self, s: S, t: usize) -> [S::F32; VECTORS] {
+        let out = &self.out[t * self.stride..][..self.rows];
+        let mut padded = [[0.0; LANES]; VECTORS];
+        let whole = match out.as_chunks().0.first_chunk() {
+            Some(whole) => whole,
+            None => {
+                padded.as_flattened_mut()[..out.len()].copy_from_slice(out);
+                &padded
+            }
+        };
+        std::array::from_fn(|v| s.load(&whole[v]))
+    }
+
+    /// Writes the sums of token `t` as far as there are rows.
+    #[inline(always)]
+    fn store<S: Simd, const VECTORS: usize>(&mut self, s: S, t: usize, sums: [S::F32; VECTORS]) {
+        let out = &mut self.out[t * self.stride..][..self.rows];
+        if let Some(whole) = out.as_chunks_mut().0.first_chunk_mut::<VECTORS>() {
+            for (sum, lanes) in sums.into_iter().zip(whole) {
                 s.store(sum, lanes);
             }
-            self.out[t * self.stride..][..self.rows].copy_from_slice(&padded.as_flattened()[..self.rows]);
+            return;
         }
+        let mut padded = [[0.0; LANES]; VECTORS];
+        for (sum, lanes) in sums.into_iter().zip(&mut padded) {
+            s.store(sum, lanes);
+        }
+        out.copy_from_slice(&padded.as_flattened()[..out.len()]);
     }
 }
 
@@ -308,14 +386,15 @@ mod tests {
             (1, 1, 1),
             (2, 16, 31),
             (3, 17, 32),
-            (4, 255, 33),
-            (5, 256, 8),
-            (7, 257, 64),
+            (4, 575, 33),
+            (5, 576, 8),
+            (7, 577, 64),
             (11, 30, 40),
-            (12, 513, 32),
-            (13, 40, 530),
+            (12, 1153, 32),
+            (13, 600, 530),
             (25, 12, 1),
             (26, 300, 65),
+            (109, 20, 50),
         ];
         for (tokens, k, rows) in shapes {
             let (x, w) = (noise(tokens * k, 1), noise(rows * k, 2));

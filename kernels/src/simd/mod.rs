@@ -134,6 +134,10 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen vectors as the rows of a matrix; its columns as vectors.
     fn transpose(self, rows: &mut [Self::F32; LANES]);
 
+    /// Fetches an element's cache line for an access to come, where there is an instruction for it.
+    #[inline(always)]
+    fn prefetch(self, _element: &f32) {}
+
     /// Runs `kernel` compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 }
