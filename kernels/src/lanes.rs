@@ -86,7 +86,7 @@ fn columns<S: Simd>(s: S, src: &[f32], group: usize, starts: &[usize; LANES], ou
             *v = s.load(&row.as_chunks::<LANES>().0[t]);
         }
         s.transpose(&mut square);
-        for (row, v) in tile.iter_mut().zip(square) {
+        for (row, &v) in tile.iter_mut().zip(&square) {
             s.store(v, row);
         }
     }
@@ -109,7 +109,7 @@ pub fn scatter<S: Simd>(s: S, codes: &[[u8; LANES]], lanes: usize, stride: usize
             *v = s.from_bits(s.load_u8(row));
         }
         s.transpose(&mut square);
-        for (l, v) in square.into_iter().take(lanes).enumerate() {
+        for (l, &v) in square.iter().take(lanes).enumerate() {
             let group = &mut out[l * stride..l * stride + group];
             s.store_u8(s.bits(v), &mut group.as_chunks_mut::<LANES>().0[t]);
         }

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use crate::affine_search::{Plan, search};
 use crate::float;
 use crate::format::Format;
-use crate::lanes::{gather, relative_importance, scatter};
+use crate::lanes::{gather, relative_importance};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// The format of `bits` (2, 3, 4, 5, 6 or 8) in groups of `group` (32, 64 or 128) whose scales and biases are of a float format
@@ -83,6 +83,12 @@ pub(crate) trait Stored {
     /// The value of `BYTES` bytes.
     fn read(bytes: &[u8]) -> f32;
 
+    /// [`Stored::round`] of zero (but for its sign) and of normal numbers below 2¹¹¹; anything of others.
+    #[inline(always)]
+    fn round_normal<S: Simd>(s: S, x: S::F32) -> S::F32 {
+        Self::round(s, x)
+    }
+
     /// The value `steps` beyond a rounded one, away from zero. A step of a value near zero may be no number.
     #[inline(always)]
     fn beyond<S: Simd>(s: S, x: S::F32, steps: i32) -> S::F32 {
@@ -102,6 +108,14 @@ impl Stored for Bf16 {
         let odd = s.and_i(s.shr_i::<16>(bits), s.splat_i(1));
         let up = s.add_i(bits, s.add_i(odd, s.splat_i(0x7fff)));
         s.from_bits(s.and_i(up, s.splat_i(-0x1_0000)))
+    }
+
+    /// Adding 2¹⁶ times `x` leaves of it, in the sum's last place, what BF16 holds. A tie rounds to even: only where 2¹⁶ `x` is
+    /// even in that place can there be one.
+    #[inline(always)]
+    fn round_normal<S: Simd>(s: S, x: S::F32) -> S::F32 {
+        let above = s.splat(65536.0);
+        s.neg_mul_add(x, above, s.mul_add(x, above, x))
     }
 
     #[inline(always)]
@@ -211,28 +225,23 @@ impl<T: Stored> Kernel for Encode<'_, T> {
         let groups = self.src.len() / self.group;
         let mut weights = [[0.0; LANES]; LARGEST];
         let mut importance = [[1.0; LANES]; LARGEST];
-        let mut rows = [[0; LANES]; LARGEST];
-        let mut lined_up = [0; LARGEST * LANES];
+        let mut places = [[0.0; LANES]; LARGEST];
+        let mut words = [[0; LANES]; LARGEST / 4];
         let weights = &mut weights[..self.group];
         let importance = &mut importance[..self.group];
-        let rows = &mut rows[..self.group];
-        let lined_up = &mut lined_up[..self.group * LANES];
+        let places = &mut places[..self.group];
+        let words = &mut words[..self.group / 4];
         for first in (0..groups).step_by(LANES) {
             let lanes = LANES.min(groups - first);
             gather(s, self.src, self.group, first, weights);
             let (scale, bias) = if self.importance.is_some() {
                 relative_importance(s, self.importance, self.group, first, importance);
-                search::<S, T, true>(s, &plan, weights, importance, rows)
+                search::<S, T, true>(s, &plan, weights, importance, places, words)
             } else {
-                search::<S, T, false>(s, &plan, weights, importance, rows)
+                search::<S, T, false>(s, &plan, weights, importance, places, words)
             };
-            scatter(s, rows, LANES, self.group, lined_up);
             let bytes = self.group * self.bits / 8;
-            pack(
-                self.bits,
-                &lined_up[..lanes * self.group],
-                &mut self.codes[first * bytes..(first + lanes) * bytes],
-            );
+            pack(s, self.bits, words, bytes, &mut self.codes[first * bytes..(first + lanes) * bytes]);
             write::<S, T>(s, scale, &mut self.scales[first * T::BYTES..(first + lanes) * T::BYTES]);
             write::<S, T>(s, bias, &mut self.biases[first * T::BYTES..(first + lanes) * T::BYTES]);
         }
@@ -279,28 +288,38 @@ impl<T: Stored> Kernel for Decode<'_, T> {
     }
 }
 
-/// Eight codes, one per byte, become `bits` bytes; `codes` is a whole number of eights.
+/// The words of four codes that [`search`] gives become a bit stream of `bytes` for each group.
 #[inline(always)]
-fn pack(bits: usize, codes: &[u8], out: &mut [u8]) {
-    match bits {
-        2 => pack_eights::<2>(codes, out),
-        3 => pack_eights::<3>(codes, out),
-        4 => pack_eights::<4>(codes, out),
-        5 => pack_eights::<5>(codes, out),
-        6 => pack_eights::<6>(codes, out),
-        _ => out.copy_from_slice(codes),
+fn pack<S: Simd>(s: S, bits: usize, words: &[[i32; LANES]], bytes: usize, out: &mut [u8]) {
+    for (t, tile) in words.chunks(LANES).enumerate() {
+        let mut square = [s.splat(0.0); LANES];
+        for (v, words) in square.iter_mut().zip(tile) {
+            *v = s.from_bits(s.load_i(words));
+        }
+        s.transpose(&mut square);
+        let (start, len) = (t * LANES * bits / 2, tile.len() * bits / 2);
+        for (&v, out) in square.iter().zip(out.chunks_exact_mut(bytes)) {
+            let mut words = [0; LANES];
+            s.store_i(s.bits(v), &mut words);
+            let out = &mut out[start..start + len];
+            match bits {
+                2 => join::<2>(&words, out),
+                3 => join::<3>(&words, out),
+                4 => join::<4>(&words, out),
+                5 => join::<5>(&words, out),
+                6 => join::<6>(&words, out),
+                _ => join::<8>(&words, out),
+            }
+        }
     }
 }
 
+/// Two words of four codes become eight codes: `BITS` bytes.
 #[inline(always)]
-fn pack_eights<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
-    for (codes, out) in codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<BITS>().0) {
-        // Neighbours join: eight codes of BITS, four of 2 · BITS, two of 4 · BITS, one.
-        let eight = u64::from_le_bytes(*codes);
-        let four = eight & 0x00ff_00ff_00ff_00ff | (eight & 0xff00_ff00_ff00_ff00) >> (8 - BITS);
-        let two = four & 0x0000_ffff_0000_ffff | (four & 0xffff_0000_ffff_0000) >> (16 - 2 * BITS);
-        let one = two & 0xffff_ffff | (two >> 32) << (4 * BITS);
-        out.copy_from_slice(&one.to_le_bytes()[..BITS]);
+fn join<const BITS: usize>(words: &[i32; LANES], out: &mut [u8]) {
+    for (words, out) in words.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<BITS>().0) {
+        let codes = u64::from(words[0] as u32) | u64::from(words[1] as u32) << (4 * BITS);
+        out.copy_from_slice(&codes.to_le_bytes()[..BITS]);
     }
 }
 
@@ -325,6 +344,47 @@ fn unpack_eights<const BITS: usize>(bytes: &[u8], codes: &mut [u8]) {
         let word = u64::from_le_bytes(word);
         for (i, code) in codes.iter_mut().enumerate() {
             *code = (word >> (i * BITS)) as u8 & ((1 << BITS) - 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Rounded(f32);
+
+    impl Kernel for Rounded {
+        type Output = [u32; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [u32; 2] {
+            let x = s.splat(self.0);
+            [Bf16::round(s, x), Bf16::round_normal(s, x)].map(|v| {
+                let mut out = [0.0; LANES];
+                s.store(v, &mut out);
+                out[3].to_bits()
+            })
+        }
+    }
+
+    #[test]
+    fn normal_numbers_round_as_all_do() {
+        // Ties and their neighbours, with the bit before even and odd, and where the exponent changes.
+        let mantissas = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x1_7fff, 0x1_8000, 0x1_8001];
+        let top = [0, 0x2_0000, 0x2a_0000, 0x7e_0000];
+        for isa in Isa::available() {
+            for exponent in [1, 2, 60, 126, 127, 128, 237] {
+                for mantissa in top.iter().flat_map(|top| mantissas.map(|low| top | low)) {
+                    let x = f32::from_bits(exponent << 23 | mantissa);
+                    for x in [x, -x] {
+                        let [all, normal] = isa.run(Rounded(x));
+                        assert_eq!(normal, all, "{x:e} by {}", isa.name());
+                        assert_eq!(all, u32::from(half::bf16::from_f32(x).to_bits()) << 16);
+                    }
+                }
+            }
+            assert_eq!(isa.run(Rounded(0.0)), [0; 2]);
         }
     }
 }

@@ -194,6 +194,29 @@ fn no_affine_group_is_worse_than_by_mlx_rule() {
     }
 }
 
+#[test]
+fn codes_of_8_bits_err_less_than_the_nearest() {
+    let weights = weights(20);
+    let format = affine(8, 64, &float::BF16).expect("a format of MLX");
+    let planes = encode(format, Isa::detect(), &weights, None);
+    let half_at =
+        |p: usize, i: usize| half::bf16::from_le_bytes([planes[p][2 * i], planes[p][2 * i + 1]]).to_f32();
+    let (mut ours, mut nearest) = (0.0, 0.0);
+    for (i, (group, codes)) in weights.chunks(64).zip(planes[0].chunks(64)).enumerate() {
+        let (scale, bias) = (half_at(1, i), half_at(2, i));
+        for (&x, &code) in group.iter().zip(codes) {
+            let place = ((x - bias) / scale).clamp(0.0, 255.0);
+            assert!((place - f32::from(code)).abs() <= 1.001, "group {i}: {code} for {place}");
+            let our = affine_error(x, f32::from(code), scale, bias);
+            let near = affine_error(x, place.round_ties_even(), scale, bias);
+            // Sums in f32 against sums in f64.
+            assert!(our <= near * (1.0 + 1e-3) + 1e-12, "group {i}: {our:e} > {near:e}");
+            (ours, nearest) = (ours + our, nearest + near);
+        }
+    }
+    assert!(ours < 0.98 * nearest, "{ours:e} of {nearest:e}");
+}
+
 /// The least error of a group under any scale.
 fn exhaustive(group: &[f32], scales: &[f32], values: &[f32]) -> f64 {
     let nearest = |x: f32, scale: f32| {
