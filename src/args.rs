@@ -24,6 +24,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// List the formats and mixes that can be written
     Formats(Formats),
+    /// List the machines that a model can be made for
+    Targets(Targets),
 }
 
 /// The container to write.
@@ -169,6 +171,25 @@ pub struct Inspect {
 
 #[derive(ClapArgs)]
 pub struct Formats {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  halfbyte targets
+  halfbyte targets mac-studio-512
+  halfbyte targets auto
+  halfbyte targets vram-48+384GiB --json
+  halfbyte targets my-rack --target-file rack.toml")]
+pub struct Targets {
+    /// One target in full: a name; `auto`, this machine; a size such as 37GiB; `vram-48+384GiB`, a card beside a host's memory
+    pub name: Option<String>,
+    /// Targets of your own (TOML), which replace those of the same name
+    #[arg(long, value_name = "FILE")]
+    pub target_file: Option<PathBuf>,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,

@@ -8,6 +8,7 @@ mod progress;
 mod quantize_verb;
 mod steps;
 mod table;
+mod targets_verb;
 mod text;
 mod verify_verb;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Verb::Verify(options) => verify_verb::run(options),
         Verb::Inspect(options) => inspect::run(options),
         Verb::Formats(options) => formats_verb::run(options),
+        Verb::Targets(options) => targets_verb::run(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

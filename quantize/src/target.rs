@@ -1,9 +1,15 @@
 //! Target machines: how much memory a model may take on them, how fast it is read, and which formats their engines run.
 //!
+//! The presets are [`catalog`]'s, in one data file that a user can extend; [`machine`] describes the machine that this runs on.
 //! Figures are what somebody measured or published, with the source beside each; a figure that nobody has published is absent.
 //! What follows from others (the reserve on a card) is computed.
 
+pub mod catalog;
+mod file;
+pub mod machine;
 pub mod size;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
@@ -11,7 +17,22 @@ use kernels::Format;
 
 use crate::plan::Container;
 
+pub use catalog::Catalog;
+pub use machine::{Os, System};
 pub use size::{parse_size, size};
+
+/// Kept free on each card: llama.cpp's own default margin (`--fit-target`, common/common.h).
+pub const CARD_RESERVE: u64 = 1 << 30;
+
+/// Kept free of a host's memory for the system and other programs: a sixteenth, and 2 GiB at least.
+pub fn host_reserve(memory: u64) -> u64 {
+    (memory / 16).max(2 << 30)
+}
+
+/// How a reserve is written in a basis.
+fn less(reserve: u64) -> String {
+    format!(", less {} kept free", size(reserve))
+}
 
 /// A machine to make a model for.
 #[derive(Clone, Debug)]
@@ -36,8 +57,10 @@ pub struct Target {
 /// Memory that one processor reads as its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// The chip or card, as its maker names it.
+    /// The chip or card, as the system names it.
     pub name: String,
+    /// Its vendor and device on the PCI bus, as `1002:1586`, where that is how Linux knows it.
+    pub pci: Option<String>,
     /// What kind of memory it is.
     pub kind: DeviceKind,
     /// Bytes it has.
@@ -201,7 +224,7 @@ pub enum Error {
     Unknown {
         /// What was asked for.
         name: String,
-        /// Names that are like it.
+        /// Names that are like it; empty if none is.
         near: Vec<String>,
     },
     /// A size that can't be read, or host memory beside what has no card.

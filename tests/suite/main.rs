@@ -4,5 +4,6 @@ mod bad_input;
 mod crash;
 mod quantize;
 mod same_bytes;
+mod targets;
 mod tool;
 mod verify;
