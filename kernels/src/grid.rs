@@ -38,10 +38,31 @@ const UNIT_BIT: f32 = 12_582_912.0;
 /// with the negative ones below, so the clamp may compare integers: x86 does that on units which multiplications leave idle.
 #[inline(always)]
 pub(crate) fn nearest_integer<S: Simd>(s: S, x: S::F32, inverse: S::F32, least: i32, most: i32) -> S::F32 {
-    let bits = |x: i32| s.splat_i((UNIT_BIT + x as f32).to_bits() as i32);
+    s.sub(s.from_bits(clamped(s, x, inverse, least, most)), s.splat(UNIT_BIT))
+}
+
+/// [`nearest_integer`] as an integer, counted from `least`.
+#[inline(always)]
+pub(crate) fn nearest_code<S: Simd>(s: S, x: S::F32, inverse: S::F32, least: i32, most: i32) -> S::I32 {
+    s.sub_i(clamped(s, x, inverse, least, most), s.splat_i(unit_bits(least)))
+}
+
+/// The integer nearest to `x · inverse`, of magnitude below 2^22. (Where a clamp would do nothing.)
+#[inline(always)]
+pub(crate) fn rounded<S: Simd>(s: S, x: S::F32, inverse: S::F32) -> S::F32 {
+    s.sub(s.mul_add(x, inverse, s.splat(UNIT_BIT)), s.splat(UNIT_BIT))
+}
+
+/// The bits of an integer plus [`UNIT_BIT`].
+const fn unit_bits(integer: i32) -> i32 {
+    (UNIT_BIT + integer as f32).to_bits() as i32
+}
+
+/// The bits of the nearest integer plus [`UNIT_BIT`].
+#[inline(always)]
+fn clamped<S: Simd>(s: S, x: S::F32, inverse: S::F32, least: i32, most: i32) -> S::I32 {
     let rounded = s.bits(s.mul_add(x, inverse, s.splat(UNIT_BIT)));
-    let clamped = s.min_i(s.max_i(rounded, bits(least)), bits(most));
-    s.sub(s.from_bits(clamped), s.splat(UNIT_BIT))
+    s.min_i(s.max_i(rounded, s.splat_i(unit_bits(least))), s.splat_i(unit_bits(most)))
 }
 
 #[cfg(test)]

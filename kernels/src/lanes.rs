@@ -121,6 +121,26 @@ pub fn scatter<S: Simd>(s: S, codes: &[[u8; LANES]], lanes: usize, stride: usize
     }
 }
 
+/// Four bytes of each lane (0..256) as one little-endian word.
+#[inline(always)]
+pub(crate) fn word_of<S: Simd>(s: S, bytes: [S::I32; 4]) -> S::I32 {
+    let [a, b, c, d] = bytes;
+    let low = s.or_i(a, s.shl_i::<8>(b));
+    s.or_i(low, s.shl_i::<16>(s.or_i(c, s.shl_i::<8>(d))))
+}
+
+/// [`scatter`] of codes that are four to a word already ([`word_of`]): word `k` of group `l` is `words[k][l]` and goes to
+/// `out[l * stride + 4 * k..]`.
+#[inline(always)]
+pub(crate) fn scatter_words(words: &[[i32; LANES]], lanes: usize, stride: usize, out: &mut [u8]) {
+    for l in 0..lanes {
+        let group = &mut out[l * stride..l * stride + 4 * words.len()];
+        for (bytes, word) in group.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *bytes = word[l].to_le_bytes();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! How GGUF's blocks of 32 hold codes of 4 or 5 bits, after their scales: with 5 bits a little-endian word of all fifth
 //! bits, then 16 bytes, byte `j` holding the low four bits of weights `j` (low nibble) and `j + 16`.
 
-use crate::lanes::scatter;
+use crate::lanes::{scatter_words, word_of};
 use crate::simd::{LANES, Simd};
 
 /// Weights per block.
@@ -10,13 +10,23 @@ pub const BLOCK: usize = 32;
 /// Packs the codes of up to sixteen blocks, one per lane, into blocks of `BYTES` bytes: `codes[j]` are those of weight `j`.
 #[inline(always)]
 pub fn pack<S: Simd, const BITS: u32, const BYTES: usize>(s: S, codes: &[S::I32; BLOCK], out: &mut [u8]) {
-    let mut nibbles = [[0; LANES]; 16];
-    let mut fifth = s.splat_i(0);
-    for (j, nibbles) in nibbles.iter_mut().enumerate() {
-        let (low, high) = (codes[j], codes[j + 16]);
-        let mask = s.splat_i(15);
-        s.store_u8(s.or_i(s.and_i(low, mask), s.shl_i::<4>(s.and_i(high, mask))), nibbles);
-        if BITS == 5 {
+    let mut words = [[0; LANES]; 4];
+    for (k, word) in words.iter_mut().enumerate() {
+        let mut bytes = [s.splat_i(0); 4];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            let (mut low, mut high) = (codes[4 * k + i], codes[4 * k + i + 16]);
+            if BITS == 5 {
+                (low, high) = (s.and_i(low, s.splat_i(15)), s.and_i(high, s.splat_i(15)));
+            }
+            *byte = s.or_i(low, s.shl_i::<4>(high));
+        }
+        s.store_i(word_of(s, bytes), word);
+    }
+    let at = BYTES - 16;
+    scatter_words(&words, out.len() / BYTES, BYTES, &mut out[at..]);
+    if BITS == 5 {
+        let mut fifth = s.splat_i(0);
+        for (&low, &high) in codes[..16].iter().zip(&codes[16..]) {
             // Bit 4 goes in from the left: after sixteen turns weight 0's is at bit 0 of its half.
             let pair = s.or_i(
                 s.and_i(s.shl_i::<11>(low), s.splat_i(1 << 15)),
@@ -24,10 +34,6 @@ pub fn pack<S: Simd, const BITS: u32, const BYTES: usize>(s: S, codes: &[S::I32;
             );
             fifth = s.or_i(s.and_i(s.shr_i::<1>(fifth), s.splat_i(0x7fff_7fff)), pair);
         }
-    }
-    let at = BYTES - 16;
-    scatter(s, &nibbles, out.len() / BYTES, BYTES, &mut out[at..]);
-    if BITS == 5 {
         let mut words = [0; LANES];
         s.store_i(fifth, &mut words);
         for (word, block) in words.iter().zip(out.chunks_mut(BYTES)) {

@@ -3,10 +3,11 @@
 //! Layout: `block_q8_0` of ggml-common.h: the scale, then 32 signed bytes. -128 is left out, as peers do.
 
 use crate::format::Format;
-use crate::lanes::{gather, gather_importance, scatter};
+use crate::grid::nearest_integer;
+use crate::lanes::{gather, gather_importance, scatter_words, word_of};
 use crate::scales::{divisor, read_halves, write_halves};
 use crate::simd::{Isa, Kernel, LANES, Simd};
-use crate::symmetric::{GROUP, Grid, nearest, search};
+use crate::symmetric::{GROUP, Grid, search};
 
 const BYTES: usize = 2 + GROUP;
 
@@ -17,8 +18,8 @@ pub static Q8_0: Format =
 struct Eight;
 
 impl Grid for Eight {
-    const LOW: f32 = -127.0;
-    const HIGH: f32 = 127.0;
+    const LOW: i32 = -127;
+    const HIGH: i32 = 127;
     const PEERS: f32 = 127.0;
     // A scale a little larger costs almost nothing, and of several roundings of 32 weights one is luckier.
     const TRIED: &[[f32; 3]] = &[[127.0, 126.0, 125.0]];
@@ -54,12 +55,16 @@ impl<const WEIGHTED: bool> Kernel for Encode<'_, WEIGHTED> {
             }
             let scale = search::<S, Eight, WEIGHTED>(s, &x, &w);
             let inverse = divisor(s, scale);
-            let mut codes = [[0; LANES]; GROUP];
-            for (code, x) in codes.iter_mut().zip(&x) {
-                let place = nearest::<S, Eight>(s, s.load(x), inverse);
-                s.store_u8(s.to_i32(place), code);
+            let mut words = [[0; LANES]; GROUP / 4];
+            for (word, x) in words.iter_mut().zip(x.as_chunks::<4>().0) {
+                let mut bytes = [s.splat_i(0); 4];
+                for (byte, x) in bytes.iter_mut().zip(x) {
+                    let code = nearest_integer(s, s.load(x), inverse, Eight::LOW, Eight::HIGH);
+                    *byte = s.and_i(s.to_i32(code), s.splat_i(0xff));
+                }
+                s.store_i(word_of(s, bytes), word);
             }
-            scatter(s, &codes, out.len() / BYTES, BYTES, &mut out[2..]);
+            scatter_words(&words, out.len() / BYTES, BYTES, &mut out[2..]);
             write_halves(s, scale, out, BYTES, 0);
         }
     }

@@ -183,40 +183,44 @@ pub(crate) fn reciprocal<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.select(s.eq(x, zero), zero, s.div(s.splat(1.0), x))
 }
 
+/// Folds each super-block's lanes with the operation `$op`, halves onto each other: in each lane the result of its super-block.
+macro_rules! fold {
+    ($s:ident, $op:ident, $v:ident, $span:ident) => {{
+        let mut v = $v;
+        if $span > 8 {
+            v = $s.$op(v, $s.exchange::<8>(v));
+        }
+        if $span > 4 {
+            v = $s.$op(v, $s.exchange::<4>(v));
+        }
+        if $span > 2 {
+            v = $s.$op(v, $s.exchange::<2>(v));
+        }
+        if $span > 1 {
+            v = $s.$op(v, $s.exchange::<1>(v));
+        }
+        v
+    }};
+}
+
 /// In each lane the largest value of its super-block.
 #[inline(always)]
 pub(crate) fn segment_max<S: Simd, const SPAN: usize>(s: S, v: S::F32) -> S::F32 {
-    segments::<S, SPAN>(s, v, |a, b| if a > b { a } else { b })
+    fold!(s, max, v, SPAN)
 }
 
-/// In each lane the value of its super-block with the largest magnitude.
+/// In each lane the value of its super-block with the largest magnitude, the positive one of two.
 #[inline(always)]
 pub(crate) fn segment_extreme<S: Simd, const SPAN: usize>(s: S, v: S::F32) -> S::F32 {
-    segments::<S, SPAN>(s, v, |a, b| if a.abs() > b.abs() { a } else { b })
+    let most = fold!(s, max, v, SPAN);
+    let least = fold!(s, min, v, SPAN);
+    s.select(s.lt(most, s.neg(least)), least, most)
 }
 
 /// In each lane the sum over its super-block.
 #[inline(always)]
 pub(crate) fn segment_sum<S: Simd, const SPAN: usize>(s: S, v: S::F32) -> S::F32 {
-    segments::<S, SPAN>(s, v, |a, b| a + b)
-}
-
-/// Folds each super-block's lanes, halves onto each other.
-#[inline(always)]
-fn segments<S: Simd, const SPAN: usize>(s: S, v: S::F32, f: impl Fn(f32, f32) -> f32) -> S::F32 {
-    let mut lanes = [0.0; LANES];
-    s.store(v, &mut lanes);
-    for segment in lanes.as_chunks_mut::<SPAN>().0 {
-        let mut half = SPAN / 2;
-        while half > 0 {
-            for i in 0..half {
-                segment[i] = f(segment[i], segment[i + half]);
-            }
-            half /= 2;
-        }
-        *segment = [segment[0]; SPAN];
-    }
-    s.load(&lanes)
+    fold!(s, add, v, SPAN)
 }
 
 /// The step that is stored for a wanted step `d` (in units of the tile): rounded to `f16` in the tensor's own units,

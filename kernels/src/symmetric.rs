@@ -1,10 +1,12 @@
 //! The search for the scale of groups whose weights are `scale * code`, the codes being a run of integers around zero.
 //!
 //! Rounding to a grid of unknown step has no closed solution, but given the codes the best scale is a division. So a few
-//! placements of the largest weight on the grid are tried, the scale of the best codes is refitted, and what is stored
-//! (a half float) is compared with what the peers would store: never worse, nearly always better. (Where the least and the
-//! greatest weight tie, peers go by the order of the weights; here the greatest decides.)
+//! placements of the largest weight on the grid are tried, the peers' own among them, and the codes that explain the most give
+//! the scale: but for its rounding to a half float never worse than the peers', nearly always better. (Where the least and
+//! the greatest weight tie, peers go by the order of the weights; here the greatest decides.) With importance, what would
+//! be stored is compared with what the peers would store, and refitted to the codes that it gives.
 
+use crate::grid::{nearest_integer, rounded};
 use crate::scales::{divisor, storable};
 use crate::simd::{LANES, Simd};
 
@@ -17,9 +19,9 @@ pub type Groups = [[f32; LANES]; GROUP];
 /// The integers a scale multiplies, and where on them the weight of largest magnitude is tried.
 pub trait Grid {
     /// The lowest code: -8, the long end of -8..=7.
-    const LOW: f32;
+    const LOW: i32;
     /// The highest code.
-    const HIGH: f32;
+    const HIGH: i32;
     /// The code that peers give the weight of largest magnitude. A negative one turns the scale's sign against that
     /// weight's.
     const PEERS: f32;
@@ -27,13 +29,6 @@ pub trait Grid {
     const TRIED: &[[f32; 3]];
     /// The same with importance, where a few weights may decide.
     const TRIED_WEIGHTED: &[[f32; 3]];
-}
-
-/// The code nearest to each `x * inverse`.
-#[inline(always)]
-pub fn nearest<S: Simd, G: Grid>(s: S, x: S::F32, inverse: S::F32) -> S::F32 {
-    // In this order a NaN ends at the highest code everywhere.
-    s.min(s.max(s.round(s.mul(x, inverse)), s.splat(G::LOW)), s.splat(G::HIGH))
 }
 
 /// The half-float scale of least squared error among those tried, for each lane.
@@ -51,7 +46,8 @@ pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Grou
     } else {
         s.select(s.lt(high, s.neg(low)), low, high)
     };
-    let unit = divisor(s, peak);
+    // Far from infinity: zeros must not become NaN. Weights so small have a scale of zero.
+    let unit = s.min(divisor(s, peak), s.splat(1e36));
 
     // For codes q the best scale is Σwxq / Σwq², and it explains (Σwxq)² / Σwq² of the weights' norm.
     let mut best = (s.splat(0.0), s.splat(1.0));
@@ -68,15 +64,19 @@ pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Grou
         }
     }
 
+    let refit = storable(s, s.div(best.0, best.1));
+    if !WEIGHTED {
+        return refit;
+    }
+
     // From here on with scales as they are stored.
     let peers = storable(s, s.div(peak, s.splat(G::PEERS)));
-    let refit = storable(s, s.div(best.0, best.1));
     let [first, second] = judge::<S, G, WEIGHTED, 2>(s, x, w, [peers, refit]);
     let better = s.lt(second.0, first.0);
     let mut least = s.select(better, second.0, first.0);
     let mut scale = s.select(better, refit, peers);
     let mut refit = second.1;
-    for _ in 0..if WEIGHTED { 2 } else { 0 } {
+    for _ in 0..2 {
         let [(error, next)] = judge::<S, G, WEIGHTED, 1>(s, x, w, [refit]);
         let better = s.lt(error, least);
         least = s.select(better, error, least);
@@ -110,13 +110,11 @@ fn correlate<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize>(
     for (x, w) in x.iter().zip(w) {
         let x = s.load(x);
         for ((xq, qq), inverse) in sums.iter_mut().zip(inverses) {
-            let mut q = s.round(s.mul(x, inverse));
-            if reach >= 0.5 - G::LOW {
-                q = s.max(q, s.splat(G::LOW));
-            }
-            if reach >= 0.5 + G::HIGH {
-                q = s.min(q, s.splat(G::HIGH));
-            }
+            let q = if reach < 0.5 + G::HIGH as f32 {
+                rounded(s, x, inverse)
+            } else {
+                nearest_integer(s, x, inverse, G::LOW, G::HIGH)
+            };
             let wq = if WEIGHTED { s.mul(s.load(w), q) } else { q };
             *xq = s.mul_add(wq, x, *xq);
             *qq = s.mul_add(wq, q, *qq);
@@ -141,7 +139,7 @@ fn judge<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize>(
     for (x, w) in x.iter().zip(w) {
         let x = s.load(x);
         for (((error, xq, qq), scale), inverse) in sums.iter_mut().zip(scales).zip(inverses) {
-            let q = nearest::<S, G>(s, x, inverse);
+            let q = nearest_integer(s, x, inverse, G::LOW, G::HIGH);
             let rest = s.neg_mul_add(q, scale, x);
             let (wq, wrest) =
                 if WEIGHTED { (s.mul(s.load(w), q), s.mul(s.load(w), rest)) } else { (q, rest) };

@@ -171,6 +171,20 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self, a: F32) -> F32 {
+        // SAFETY: `self` proves that the machine has the instructions.
+        unsafe {
+            match DISTANCE {
+                1 => a.map(|a| _mm256_permute_ps::<0b10_11_00_01>(a)),
+                2 => a.map(|a| _mm256_permute_ps::<0b01_00_11_10>(a)),
+                4 => a.map(|a| _mm256_permute2f128_ps::<1>(a, a)),
+                8 => [a[1], a[0]],
+                _ => unreachable!("lanes are 1, 2, 4 or 8 apart"),
+            }
+        }
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [F32; LANES]) {
         let source = *rows;
         for half in 0..2 {

@@ -143,6 +143,20 @@ unsafe impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves that the machine has the instructions.
+        unsafe {
+            match DISTANCE {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(a),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(a),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(a, a),
+                8 => _mm512_shuffle_f32x4::<0b01_00_11_10>(a, a),
+                _ => unreachable!("lanes are 1, 2, 4 or 8 apart"),
+            }
+        }
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [__m512; LANES]) {
         let zero = self.splat(0.0);
         // SAFETY: `self` proves that the machine has the instructions.

@@ -77,6 +77,8 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     fn any(self, m: Self::Mask) -> bool;
     /// The sum over all lanes in the house's fixed order: lane `i` with `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
     fn reduce_add(self, a: Self::F32) -> f32;
+    /// Each lane's value goes to the lane `DISTANCE` (1, 2, 4 or 8) away: lane `i` gets lane `i ^ DISTANCE`.
+    fn exchange<const DISTANCE: usize>(self, a: Self::F32) -> Self::F32;
     /// `table[index & 15]`, lane by lane.
     fn lookup(self, table: &[f32; LANES], index: Self::I32) -> Self::F32;
 

@@ -188,6 +188,20 @@ unsafe impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self, a: F32) -> F32 {
+        // SAFETY: `self` proves that the machine has the instructions.
+        unsafe {
+            match DISTANCE {
+                1 => a.map(|a| vrev64q_f32(a)),
+                2 => a.map(|a| vextq_f32::<2>(a, a)),
+                4 => [a[1], a[0], a[3], a[2]],
+                8 => [a[2], a[3], a[0], a[1]],
+                _ => unreachable!("lanes are 1, 2, 4 or 8 apart"),
+            }
+        }
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [F32; LANES]) {
         let source = *rows;
         for i in 0..4 {

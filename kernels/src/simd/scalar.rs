@@ -125,6 +125,10 @@ unsafe impl Simd for Scalar {
         (c[0] + c[2]) + (c[1] + c[3])
     }
     #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self, a: Self::F32) -> Self::F32 {
+        std::array::from_fn(|i| a[i ^ DISTANCE])
+    }
+    #[inline(always)]
     fn lookup(self, table: &[f32; LANES], index: Self::I32) -> Self::F32 {
         map(index, |i| table[(i & 15) as usize])
     }

@@ -95,6 +95,10 @@ impl Kernel for EveryOperation {
                 "reduce_add of finite",
                 s.splat(s.reduce_add(s.select(s.lt(s.abs(small), s.splat(1e20)), small, s.splat(0.1)))),
             );
+            floats("exchange 1", s.exchange::<1>(a));
+            floats("exchange 2", s.exchange::<2>(a));
+            floats("exchange 4", s.exchange::<4>(a));
+            floats("exchange 8", s.exchange::<8>(a));
             let mut stored = [0.0; LANES];
             s.store(a, &mut stored);
             floats("store", s.load(&stored));
