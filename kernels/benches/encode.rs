@@ -1,8 +1,9 @@
 //! Weights per second, on one core, of every format on every instruction set of this machine.
 //!
-//! `cargo bench -p halfbyte-kernels`, with a part of a name (`q4_0`, `decode`, `avx2`) to run less.
+//! `cargo bench -p halfbyte-kernels`, with a part of a name (`q4_0`, `decode`, `avx2`) to run less. `encode_memory` and `copy` give
+//! bytes per second, read and written, of the fastest encoders and of a plain copy, both of buffers that no cache holds.
 
-use divan::counter::ItemsCount;
+use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use halfbyte_kernels::{Format, Isa, table};
 
@@ -84,4 +85,39 @@ fn decode(bencher: Bencher, case: &Case) {
     bencher.counter(ItemsCount::new(out.len())).bench_local(|| {
         (case.format.decode)(case.format, case.isa, black_box(&planes), &mut out);
     });
+}
+
+/// Weights outside all caches: 256 MB.
+const MANY: usize = 64 << 20;
+
+/// Formats whose encoders the memory might limit.
+fn light() -> impl Iterator<Item = Case> {
+    let format = |case: &Case| ["q4_0", "q8_0", "mxfp4"].contains(&case.format.name);
+    encoders().filter(move |case| table::GGUF.contains(&case.format) && format(case))
+}
+
+/// Bytes read and written by an encoder of [`MANY`] weights.
+fn traffic(format: &Format) -> usize {
+    size_of::<f32>() * MANY + MANY / format.block * format.planes[0]
+}
+
+#[divan::bench(args = light(), sample_count = 8, sample_size = 1)]
+fn encode_memory(bencher: Bencher, case: &Case) {
+    let src: Vec<f32> = weights().into_iter().cycle().take(MANY).collect();
+    let mut plane = vec![1; MANY / case.format.block * case.format.planes[0]];
+    let encode = case.format.encode.expect("only formats with an encoder are listed");
+    bencher.counter(BytesCount::new(traffic(case.format))).bench_local(|| {
+        encode(case.format, case.isa, black_box(&src), None, &mut [&mut plane]);
+    });
+}
+
+/// A copy that moves as many bytes as `q4_0`'s encoder, half of them in and half of them out.
+#[divan::bench(sample_count = 8, sample_size = 1)]
+fn copy(bencher: Bencher) {
+    let bytes = traffic(&halfbyte_kernels::q4_0::Q4_0);
+    let src = vec![1u8; bytes / 2];
+    let mut dst = vec![2u8; bytes / 2];
+    bencher
+        .counter(BytesCount::new(bytes))
+        .bench_local(|| black_box(&mut dst).copy_from_slice(black_box(&src)));
 }

@@ -132,7 +132,7 @@ impl<E: Element, C: Scale, P: Pack<GROUP>, const GROUP: usize> Kernel for Encode
             let (_, inverse) = C::value(s, code);
             for (w, out) in weights.iter().zip(&mut out.codes) {
                 let x = s.mul(s.load(w), inverse);
-                s.store_i(E::code(s, E::round(s, s.abs(x)), x), out);
+                s.store_i(E::code(s, x), out);
             }
             self.pack.pack(s, &out, first, LANES.min(groups - first));
         }

@@ -16,31 +16,45 @@ pub(crate) trait Element {
     const MAX: f32;
     /// Where the sign is.
     const SIGN: i32;
-    /// The bits of a normal value's exponent and mantissa as `f32`, shifted to the low end.
-    fn top_bits<S: Simd>(s: S, x: S::F32) -> S::I32;
 
-    /// The value nearest to `x` ≥ 0, ties to even, saturating. `x` must be far from `f32`'s limits.
+    /// The value nearest to `x` ≥ 0, ties to even, saturating.
     #[inline(always)]
     fn round<S: Simd>(s: S, x: S::F32) -> S::F32 {
-        // The power of two below x, and so the spacing of values around it: adding 1.5 · 2²³ spacings rounds to it.
-        let exponent = s.and_i(s.bits(x), s.splat_i(0x7f80_0000));
-        let power = s.from_bits(s.max_i(exponent, s.splat_i((127 + Self::MIN_EXPONENT) << 23)));
-        let magic = s.mul(power, s.splat(1.5 * (1 << (23 - Self::MANTISSA)) as f32));
-        s.min(s.sub(s.add(x, magic), magic), s.splat(Self::MAX))
+        let x = s.min(x, s.splat(Self::MAX));
+        let magic = s.from_bits(s.add_i(power::<S, Self>(s, x), s.splat_i(rounder::<Self>())));
+        s.sub(s.add(x, magic), magic)
     }
 
-    /// The code of a value that [`Self::round`] gave, with the sign of `x`.
+    /// The code of the value nearest to `x`, ties to even, saturating.
     #[inline(always)]
-    fn code<S: Simd>(s: S, value: S::F32, x: S::F32) -> S::I32 {
-        let smallest = exp2(Self::MIN_EXPONENT);
-        let steps = exp2(Self::MANTISSA as i32 - Self::MIN_EXPONENT);
-        let subnormal = s.to_i32(s.mul(value, s.splat(steps)));
-        let normal =
-            s.sub_i(Self::top_bits(s, value), s.splat_i((126 + Self::MIN_EXPONENT) << Self::MANTISSA));
-        let magnitude = s.select_i(s.lt(value, s.splat(smallest)), subnormal, normal);
+    fn code<S: Simd>(s: S, x: S::F32) -> S::I32 {
+        let magnitude = s.min(s.abs(x), s.splat(Self::MAX));
+        let power = power::<S, Self>(s, magnitude);
+        let magic = s.add_i(power, s.splat_i(rounder::<Self>()));
+        // The sum's last bits count the spacings: up to two to the mantissa's bits more than the binade's first code.
+        let spacings = s.sub_i(s.bits(s.add(magnitude, s.from_bits(magic))), magic);
+        let binade = match Self::MANTISSA {
+            1 => s.shr_i::<22>(power),
+            _ => s.shr_i::<20>(power),
+        };
+        let first = s.sub_i(binade, s.splat_i((127 + Self::MIN_EXPONENT) << Self::MANTISSA));
         let negative = s.lt(x, s.splat(0.0));
-        s.or_i(magnitude, s.select_i(negative, s.splat_i(Self::SIGN), s.splat_i(0)))
+        let sign = s.select_i(negative, s.splat_i(Self::SIGN), s.splat_i(0));
+        s.or_i(s.add_i(first, spacings), sign)
     }
+}
+
+/// The bits of the power of two at or below `x`, which is not less than the smallest normal value: it gives the spacing of
+/// values around `x`.
+#[inline(always)]
+fn power<S: Simd, E: Element + ?Sized>(s: S, x: S::F32) -> S::I32 {
+    let exponent = s.and_i(s.bits(x), s.splat_i(0x7f80_0000));
+    s.max_i(exponent, s.splat_i((127 + E::MIN_EXPONENT) << 23))
+}
+
+/// What to add to the bits of [`power`] for those of 1.5 · 2²³ spacings: a sum with that is rounded to the spacing.
+const fn rounder<E: Element + ?Sized>() -> i32 {
+    ((23 - E::MANTISSA as i32) << 23) + (1 << 22)
 }
 
 /// Sign, two bits of exponent, one of mantissa: ±{0, 0.5, 1, 1.5, 2, 3, 4, 6}.
@@ -52,11 +66,6 @@ impl Element for E2M1 {
     const MIN_EXPONENT: i32 = 0;
     const MAX: f32 = 6.0;
     const SIGN: i32 = 0x8;
-
-    #[inline(always)]
-    fn top_bits<S: Simd>(s: S, x: S::F32) -> S::I32 {
-        s.shr_i::<22>(s.bits(x))
-    }
 }
 
 /// Sign, four bits of exponent, three of mantissa, up to ±448; the all-ones magnitude is NaN.
@@ -68,11 +77,6 @@ impl Element for E4M3 {
     const MIN_EXPONENT: i32 = -6;
     const MAX: f32 = 448.0;
     const SIGN: i32 = 0x80;
-
-    #[inline(always)]
-    fn top_bits<S: Simd>(s: S, x: S::F32) -> S::I32 {
-        s.shr_i::<20>(s.bits(x))
-    }
 }
 
 /// The values of E2M1's codes.
@@ -110,7 +114,7 @@ mod tests {
             let value = E::round(s, s.abs(x));
             let (mut values, mut codes) = ([0.0; LANES], [0; LANES]);
             s.store(value, &mut values);
-            s.store_u8(E::code(s, value, x), &mut codes);
+            s.store_u8(E::code(s, x), &mut codes);
             (values, codes)
         }
     }
