@@ -238,7 +238,7 @@ impl Done<'_> {
         );
         if self.amount.weights > 0 {
             let rate = self.amount.weights as f64 / self.seconds.max(1e-9);
-            line += &format!(" ({} weights/s, bound by {})", text::count(rate as u64), self.bound_by());
+            line += &format!(" ({} weights/s)", text::count(rate as u64));
         }
         if self.resumed > 0 {
             line += &format!(", {} of {} tensors from an earlier run", self.resumed, self.entries.len());
@@ -247,14 +247,18 @@ impl Done<'_> {
             line += &format!(", peak memory {}", text::bytes(peak));
         }
         writeln!(out, "{line}")?;
+        if self.amount.weights > 0 {
+            writeln!(out, "{}", self.limit())?;
+        }
         Ok(())
     }
 
-    /// The stage that was busy longest.
-    fn bound_by(&self) -> &'static str {
-        let stages =
-            [("reading", self.busy.read), ("encoding", self.busy.encode), ("writing", self.busy.write)];
-        stages.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |stage| stage.0)
+    /// The stage that was busy longest, and how much of the time each was.
+    fn limit(&self) -> String {
+        let shares = self.busy.shares();
+        let longest = shares.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |stage| stage.0);
+        let each = shares.map(|(stage, share)| format!("{stage} {:.0} %", 100.0 * share));
+        format!("bound by {longest}; busy at the same time: {}", each.join(", "))
     }
 
     fn json(&self) -> Value {
@@ -285,7 +289,9 @@ impl Done<'_> {
         result["classes"] = json!(classes);
         result["nonfinite"] = json!(self.nonfinite());
         result["seconds"] = json!(self.seconds);
-        result["busy_seconds"] = json!({ "read": self.busy.read, "encode": self.busy.encode, "write": self.busy.write, "sync": self.busy.sync });
+        let Busy { read, encode, hash, write, sync, pass } = self.busy;
+        result["busy_seconds"] = json!({ "reading": read, "encoding": encode, "hashing": hash, "writing": write, "syncing": sync, "pass": pass });
+        result["busy_shares"] = Value::from_iter(self.busy.shares());
         result["resumed_tensors"] = json!(self.resumed);
         result["read_bytes"] = json!(self.amount.read);
         result["peak_rss_bytes"] = json!(text::peak_memory());

@@ -68,7 +68,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Encodes a loaded tile into one buffer per plane (cleared and filled here). Runs on the current Rayon pool.
+/// Encodes a loaded tile into one buffer per plane, which gets its length here. Runs on the current Rayon pool.
 ///
 /// # Errors
 /// If a source tensor is no weight.
@@ -81,8 +81,8 @@ pub fn encode(
 ) -> Result<Stats> {
     let blocks = loaded.tile.weights as usize / format.block;
     planes.resize_with(format.planes.len(), Vec::new);
+    // What the last tile left is written over.
     for (plane, bytes) in planes.iter_mut().zip(format.planes) {
-        plane.clear();
         plane.resize(blocks * bytes, 0);
     }
 
@@ -136,7 +136,6 @@ fn encode_chunk(
     scratch: &mut Scratch,
 ) -> Result<Stats> {
     let Scratch { weights, mapped, decoded } = scratch;
-    decoded.resize(chunk.weights, 0.0);
     let mut same_blocks = None;
     let values: &mut [f32] = match chunk.input {
         Input::Values(values) => {
@@ -162,20 +161,22 @@ fn encode_chunk(
     };
 
     let nonfinite = summarize(isa, values).nonfinite;
-    match same_blocks {
-        // Nothing is requantized where the source has the very blocks that are asked for.
-        Some(planes) => {
-            chunk.planes.iter_mut().zip(planes).for_each(|(to, from)| to.copy_from_slice(from));
+    if let Some(planes) = same_blocks {
+        // Nothing is requantized where the source has the very blocks that are asked for: nothing is lost either.
+        chunk.planes.iter_mut().zip(planes).for_each(|(to, from)| to.copy_from_slice(from));
+        if nonfinite > 0 {
+            values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
         }
-        None => {
-            if nonfinite > 0 && format.block > 1 {
-                values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
-            }
-            let encode = format.encode.ok_or(Error::ReadOnly { format: format.name })?;
-            encode(format, isa, values, None, &mut chunk.planes);
-        }
+        let energy = damage(isa, values, values).squared_norm;
+        return Ok(Stats { energy, nonfinite, ..Stats::default() });
     }
+    if nonfinite > 0 && format.block > 1 {
+        values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
+    }
+    let encode = format.encode.ok_or(Error::ReadOnly { format: format.name })?;
+    encode(format, isa, values, None, &mut chunk.planes);
     let planes: Vec<&[u8]> = chunk.planes.iter().map(|plane| &**plane).collect();
+    decoded.resize(chunk.weights, 0.0);
     (format.decode)(format, isa, &planes, decoded);
     let mut overflow = 0;
     if nonfinite > 0 || summarize(isa, decoded).nonfinite > 0 {

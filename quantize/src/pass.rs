@@ -1,5 +1,5 @@
-//! The streaming pass: a reader thread, the cores that encode, a writer thread that hashes and writes, and one that syncs
-//! and keeps the journal, with a fixed number of buffers between them.
+//! The streaming pass: a reader thread, the cores that encode, a writer thread with a second one that hashes the same bytes
+//! meanwhile, and one that syncs and keeps the journal, with a fixed number of buffers between them.
 
 use std::{
     collections::HashSet,
@@ -50,17 +50,36 @@ pub struct Pass<'a> {
     pub threads: usize,
 }
 
-/// Seconds that each stage was busy.
+/// Seconds of wall clock that each stage worked instead of waiting for another one. The stages work at the same time: the one
+/// that was busy all along is the limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Busy {
-    /// Reading the source.
+    /// Reading the source, on a thread of its own.
     pub read: f64,
-    /// Widening, encoding and measuring.
+    /// Widening, encoding and measuring, on all cores.
     pub encode: f64,
-    /// Hashing and writing.
+    /// Hashing the output, on a thread of its own.
+    pub hash: f64,
+    /// Handing the output to the system, on a thread of its own.
     pub write: f64,
-    /// Waiting for the disk.
+    /// Waiting for the disk, on a thread of its own.
     pub sync: f64,
+    /// The whole pass, from the first byte read to the last one on the disk.
+    pub pass: f64,
+}
+
+impl Busy {
+    /// Each stage by name, and how much of the pass it was busy, from 0 to 1.
+    pub fn shares(&self) -> [(&'static str, f64); 5] {
+        let share = |seconds: f64| if self.pass > 0.0 { seconds / self.pass } else { 0.0 };
+        [
+            ("reading", share(self.read)),
+            ("encoding", share(self.encode)),
+            ("hashing", share(self.hash)),
+            ("writing", share(self.write)),
+            ("syncing", share(self.sync)),
+        ]
+    }
 }
 
 /// A tile, encoded.
@@ -137,6 +156,7 @@ impl Pass<'_> {
             .build()
             .map_err(|error| Error::Usage(format!("can't start {} threads: {error}", self.threads)))?;
         let expected = tiles.len();
+        let start = Instant::now();
         let (loaded_tx, loaded_rx) = channel::<Loaded>();
         let (encoded_tx, encoded_rx) = channel::<Encoded>();
         let (finished_tx, finished_rx) = channel::<Finished>();
@@ -157,10 +177,17 @@ impl Pass<'_> {
             let kept = join(syncer);
             let busy_encode = encoded?;
             let busy_read = read?;
-            let (done, busy_write) = written?;
+            let written = written?;
             let (entries, busy_sync) = kept?;
-            let busy = Busy { read: busy_read, encode: busy_encode, write: busy_write, sync: busy_sync };
-            Ok(((done == expected).then_some(entries), busy))
+            let busy = Busy {
+                read: busy_read,
+                encode: busy_encode,
+                hash: written.hash,
+                write: written.write,
+                sync: busy_sync,
+                pass: start.elapsed().as_secs_f64(),
+            };
+            Ok(((written.tiles == expected).then_some(entries), busy))
         })
     }
 
@@ -224,6 +251,6 @@ fn pool_of<T: Default>() -> (Sender<T>, Receiver<T>) {
     (sender, receiver)
 }
 
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+pub(crate) fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

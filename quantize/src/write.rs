@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,7 @@ use crate::{
     encode::Stats,
     error::{Error, Result},
     journal::{Entry, Journal, Plane},
-    pass::{Encoded, Pass},
+    pass::{Encoded, Pass, join},
     progress::{Amount, Progress},
     recipe::hex,
     store::Store,
@@ -21,6 +22,8 @@ use crate::{
 
 /// How long finished tensors may wait for their line in the journal: a sync costs more than a small tensor.
 const JOURNAL_EVERY: Duration = Duration::from_secs(2);
+/// Bytes of a tile that take longer to hash than a thread to start.
+const WORTH_A_THREAD: u64 = 1 << 17;
 
 /// A tensor whose bytes are written, and the files that hold them.
 pub(crate) struct Finished {
@@ -35,7 +38,18 @@ struct Open {
     stats: Stats,
 }
 
-/// Writes tiles as they come. Gives the number of tiles and the seconds it was busy.
+/// What became of the tiles.
+#[derive(Default)]
+pub(crate) struct Written {
+    /// How many were written.
+    pub tiles: usize,
+    /// Seconds of hashing.
+    pub hash: f64,
+    /// Seconds of writing.
+    pub write: f64,
+}
+
+/// Writes tiles as they come, and hashes them meanwhile.
 pub(crate) fn write(
     pass: &Pass<'_>,
     store: &Store,
@@ -43,26 +57,45 @@ pub(crate) fn write(
     encoded: &Receiver<Encoded>,
     buffers: &Sender<Vec<Vec<u8>>>,
     finished: &Sender<Finished>,
-) -> Result<(usize, f64)> {
-    let (mut tiles, mut busy) = (0, 0.0);
+) -> Result<Written> {
+    let mut sum = Written::default();
     let mut open = Open::default();
     for Encoded { tile, read, planes, stats } in encoded {
-        let start = Instant::now();
         let format = pass.formats[tile.tensor];
         let placements = &pass.layout.planes[tile.tensor];
         if tile.first_weight == 0 {
             open = Open { hashes: vec![Sha256::new(); placements.len()], stats: Stats::default() };
         }
-        let mut written = 0;
-        for (plane, bytes) in planes.iter().enumerate() {
-            let at = placements[plane];
-            let offset = tile.first_weight / format.block as u64 * format.planes[plane] as u64;
-            store.write(at.file, at.offset + offset, bytes)?;
-            open.hashes[plane].update(bytes);
-            written += bytes.len() as u64;
-        }
+        let mut hash = || {
+            let start = Instant::now();
+            for (hash, bytes) in open.hashes.iter_mut().zip(&planes) {
+                hash.update(bytes);
+            }
+            start.elapsed().as_secs_f64()
+        };
+        let put = || -> Result<f64> {
+            let start = Instant::now();
+            for (plane, bytes) in planes.iter().enumerate() {
+                let at = placements[plane];
+                let offset = tile.first_weight / format.block as u64 * format.planes[plane] as u64;
+                store.write(at.file, at.offset + offset, bytes)?;
+            }
+            Ok(start.elapsed().as_secs_f64())
+        };
+        let written = planes.iter().map(|bytes| bytes.len() as u64).sum();
+        let (hashing, writing) = if written < WORTH_A_THREAD {
+            (hash(), put()?)
+        } else {
+            thread::scope(|scope| {
+                let hashing = scope.spawn(&mut hash);
+                let writing = put();
+                Ok::<_, Error>((join(hashing), writing?))
+            })?
+        };
+        sum.hash += hashing;
+        sum.write += writing;
         open.stats.add(&stats);
-        tiles += 1;
+        sum.tiles += 1;
         // The encoder may be done and gone: then nobody needs the buffers.
         let _ = buffers.send(planes);
         progress.advance(Amount { read, written, weights: tile.weights });
@@ -73,9 +106,8 @@ pub(crate) fn write(
                 break;
             }
         }
-        busy += start.elapsed().as_secs_f64();
     }
-    Ok((tiles, busy))
+    Ok(sum)
 }
 
 /// The journal's entry for a tensor, or what is wrong with its weights.

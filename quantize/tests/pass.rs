@@ -22,8 +22,9 @@ use halfbyte_quantize::{
     store::Destination,
 };
 use kernels::{Format, table::gguf as by_name};
+use sha2::{Digest, Sha256};
 
-const ROWS: u64 = 48;
+const ROWS: u64 = 480;
 const COLUMNS: u64 = 96;
 const TENSORS: usize = 12;
 
@@ -150,7 +151,7 @@ fn job(dir: &Path, source: Source, format_name: &str) -> Job {
 }
 
 fn options() -> RunOptions {
-    RunOptions { threads: 2, memory: 1 << 20, overwrite: false }
+    RunOptions { threads: 2, memory: 1200 << 10, overwrite: false }
 }
 
 fn never() -> AtomicBool {
@@ -171,7 +172,7 @@ fn unbroken(format: &str) -> Vec<Vec<u8>> {
 #[test]
 fn the_same_bytes_for_any_number_of_threads_and_any_memory() {
     let expected = unbroken("f16");
-    for (threads, memory) in [(1, 1 << 20), (5, 1 << 30), (3, 120_000)] {
+    for (threads, memory) in [(1, 2 << 20), (5, 1 << 30), (3, 1_120_000)] {
         let dir = tempfile::tempdir().expect("dir");
         let job = job(dir.path(), Source::new(dir.path()), "f16");
         run(&job, RunOptions { threads, memory, ..options() }, &Silent, &never()).expect("run");
@@ -281,7 +282,7 @@ fn nan_and_infinity_are_counted_and_refused_unless_allowed() {
     spoil(&mut source, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
     let mut job = job(dir.path(), source, "f16");
     let error = run(&job, options(), &Silent, &never()).expect_err("refused").to_string();
-    assert!(error.contains("out3") && error.contains("3 of its 4608"), "{error}");
+    assert!(error.contains("out3") && error.contains("3 of its 46080"), "{error}");
     job.recipe.allow_nonfinite = true;
     fs::remove_dir_all(job.destination.partial()).expect("begin anew");
     let Outcome::Written { entries, .. } = run(&job, options(), &Silent, &never()).expect("allowed") else {
@@ -292,13 +293,47 @@ fn nan_and_infinity_are_counted_and_refused_unless_allowed() {
 }
 
 #[test]
+fn a_tensor_that_keeps_its_format_is_copied_bit_for_bit() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut source = Source::new(dir.path());
+    // A signalling NaN keeps its payload.
+    source.data[2][..4].copy_from_slice(&0x7fa0_1234_u32.to_le_bytes());
+    let bytes = source.data[2].clone();
+    let mut job = job(dir.path(), source, "f32");
+    let error = run(&job, options(), &Silent, &never()).expect_err("refused").to_string();
+    assert!(error.contains("out2") && error.contains("1 of its 46080"), "{error}");
+    job.recipe.allow_nonfinite = true;
+    fs::remove_dir_all(job.destination.partial()).expect("begin anew");
+    let Outcome::Written { entries, busy, .. } = run(&job, options(), &Silent, &never()).expect("allowed")
+    else {
+        panic!("written")
+    };
+    let at = job.layout.planes[2][0];
+    assert!(output(dir.path())[at.file][at.offset as usize..][..at.len as usize] == bytes[..]);
+    assert_eq!(entries[2].planes[0].sha256, recipe::hex(&Sha256::digest(&bytes)));
+    let energy: f64 = bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| f64::from(f32::from_le_bytes(*bytes)))
+        .filter(|weight| weight.is_finite())
+        .map(|weight| weight * weight)
+        .sum();
+    assert_eq!((entries[2].nonfinite, entries[2].squared_error), (1, 0.0));
+    assert!((entries[2].energy / energy - 1.0).abs() < 1e-6, "{} {energy}", entries[2].energy);
+    for (stage, share) in busy.shares() {
+        assert!(share > 0.0 && share <= 1.0, "{stage} was busy {share} of the time");
+    }
+}
+
+#[test]
 fn weights_beyond_the_format_are_refused() {
     let dir = tempfile::tempdir().expect("dir");
     let mut source = Source::new(dir.path());
     spoil(&mut source, &[1e6]);
     let job = job(dir.path(), source, "f16");
     let error = run(&job, options(), &Silent, &never()).expect_err("refused").to_string();
-    assert!(error.contains("out3") && error.contains("1 of its 4608") && error.contains("bf16"), "{error}");
+    assert!(error.contains("out3") && error.contains("1 of its 46080") && error.contains("bf16"), "{error}");
 }
 
 #[test]

@@ -1,16 +1,20 @@
 """What the acceptance scripts share. The standard library only."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "interop"))
 
 from checks import FIXTURES, Checks  # noqa: E402
 
-__all__ = ["FIXTURES", "Checks", "command", "digest", "partial_of", "remove", "run"]
+__all__ = ["FIXTURES", "Checks", "Cost", "command", "digest", "measure", "outputs", "partial_of", "remove", "run", "size_of"]
 
 
 def command(halfbyte, source, to, form, out, *options):
@@ -23,6 +27,37 @@ def run(line, **options):
     return subprocess.run(line, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
 
 
+class Cost(NamedTuple):
+    """What a process took: seconds of wall clock and of CPU, bytes of memory at its peak, and what it printed."""
+
+    wall: float
+    cpu: float
+    peak: int
+    said: str
+
+    def then(self, other):
+        """Both, one after the other."""
+        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak), self.said + other.said)
+
+
+def measure(line, **environment):
+    """Runs a command line to its end and says what it took; raises what it printed if it failed."""
+    line = [str(part) for part in line]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        begin = time.monotonic()
+        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=os.environ | environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        if process.returncode != 0:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(line)}: {errors.read()[-3000:]}")
+        # Kilobytes, but bytes on macOS.
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return Cost(wall, usage.ru_utime + usage.ru_stime, peak, out.read())
+
+
 def partial_of(out):
     """Where an unfinished output lives."""
     return out.with_name(out.name + ".partial")
@@ -33,6 +68,11 @@ def outputs(out):
     if out.is_dir():
         return sorted(path for path in out.iterdir() if path.is_file())
     return [out] if out.exists() else sorted(out.parent.glob(f"{out.stem}-?????-of-?????{out.suffix}"))
+
+
+def size_of(out):
+    """Bytes of a finished output."""
+    return sum(path.stat().st_size for path in outputs(out))
 
 
 def digest(out):

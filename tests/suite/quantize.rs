@@ -53,10 +53,13 @@ fn the_result_tells_size_bits_and_error_by_class() {
     let error = ffn_down["relative_error"].as_f64().expect("error");
     assert!((0.005..0.1).contains(&error), "{error}");
     assert!(result["peak_rss_bytes"].as_u64().is_some_and(|bytes| bytes < 500_000_000));
+    let share = |stage| result["busy_shares"][stage].as_f64().expect("share");
+    assert!(share("encoding") > share("hashing") && share("hashing") > 0.0, "{}", result["busy_shares"]);
 
     let text = run(&mut quantize(&model("tiny-llama"), "gguf", "q8_0", &dir.path().join("q8.gguf"))).stdout;
     let text = String::from_utf8(text).expect("text");
     assert!(text.contains("bits per weight") && text.contains("ffn_down"), "{text}");
+    assert!(text.contains("\nbound by ") && text.contains("hashing "), "{text}");
     assert!(!text.contains('\u{1b}'), "no colours off a terminal");
 }
 
