@@ -9,6 +9,9 @@ pub enum Error {
     /// The checkpoint or the container is at fault.
     #[error(transparent)]
     Format(#[from] formats::Error),
+    /// A model's hyper-parameters are at fault.
+    #[error(transparent)]
+    Model(#[from] verify::Error),
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

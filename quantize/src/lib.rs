@@ -1,6 +1,7 @@
 //! The job: which tensor becomes what, and the streaming pass that does it.
 //!
 //! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
+//! - [`budget`]: what a model takes when it runs.
 //! - [`recipe`]: what becomes what, as text whose hash names the job.
 //! - [`target`]: the machines that a model is made for.
 //! - [`tile`]: the work cut into bounded pieces.
@@ -10,6 +11,7 @@
 //! - [`journal`], [`store`]: what makes a run restartable, and keeps half-made files from their final names.
 
 pub mod allocate;
+pub mod budget;
 pub mod encode;
 pub mod error;
 pub mod job;

@@ -103,6 +103,17 @@ impl Hyper {
         Ok(Some(all))
     }
 
+    /// Size of the vocabulary: stated, or that of the tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Hyper`] if there is neither.
+    pub fn vocabulary(&self) -> Result<usize> {
+        match self.metadata.get("tokenizer.ggml.tokens") {
+            Some(Value::Array(Array::String(tokens))) if !self.has("vocab_size") => Ok(tokens.len()),
+            _ => self.count("vocab_size"),
+        }
+    }
+
     /// A finite number, if it is stated.
     ///
     /// # Errors

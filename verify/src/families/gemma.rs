@@ -11,6 +11,7 @@ use super::common;
 use super::ends::Ends;
 use crate::error::Result;
 use crate::hidden::Hidden;
+use crate::hyper::Hyper;
 use crate::mixture::Mlp;
 use crate::ops::{Activation, Attention, Ops};
 use crate::weights::Weights;
@@ -39,14 +40,31 @@ struct Constants {
     caps: [Option<f64>; 2],
 }
 
+impl Constants {
+    fn of(arch: &str) -> Constants {
+        match arch {
+            "gemma2" => {
+                Constants { window: Some(4096), period: 2, largest: 46, caps: [Some(50.0), Some(30.0)] }
+            }
+            _ => Constants { window: None, period: 6, largest: 62, caps: [None, None] },
+        }
+    }
+}
+
+/// For each layer the window of its attention, where it has one.
+pub(super) fn layer_windows(hyper: &Hyper, count: usize) -> Result<Vec<Option<usize>>> {
+    let constants = Constants::of(&hyper.arch);
+    let window = hyper.optional_count("attention.sliding_window")?.or(constants.window);
+    match window.filter(|&window| window > 0) {
+        Some(window) => windows(hyper, count, window, constants.period),
+        None => Ok(vec![None; count]),
+    }
+}
+
 /// Reads the graph.
 pub(super) fn read(weights: &Weights) -> Result<Gemma> {
     let hyper = &weights.hyper;
-    let is_second = hyper.arch == "gemma2";
-    let constants = match is_second {
-        true => Constants { window: Some(4096), period: 2, largest: 46, caps: [Some(50.0), Some(30.0)] },
-        false => Constants { window: None, period: 6, largest: 62, caps: [None, None] },
-    };
+    let constants = Constants::of(&hyper.arch);
     let width = hyper.count("embedding_length")?;
     let count = hyper.count("block_count")?;
     let mut attention = plain(hyper, width)?;
@@ -62,18 +80,13 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma> {
     attention.soft_cap = cap("attn_logit_softcapping", constants.caps[0])?;
     let theta = hyper.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
     let local = hyper.optional_number("rope.freq_base_swa")?;
-    let local = local.unwrap_or(if is_second { theta } else { 10_000.0 });
+    let local = local.unwrap_or(if hyper.arch == "gemma2" { theta } else { 10_000.0 });
     let key = attention.key;
     let rotary = common::rotary(weights, theta, key, key, 0, Pairs::Halves)?;
     let rotary_local = common::unscaled_rotary(local, key, key, Pairs::Halves);
-    let window = hyper.optional_count("attention.sliding_window")?.or(constants.window);
-    let windows = match window.filter(|&window| window > 0) {
-        Some(window) => windows(hyper, count, window, constants.period)?,
-        None => vec![None; count],
-    };
 
     let mut layers = Vec::with_capacity(count);
-    for (layer, window) in windows.into_iter().enumerate() {
+    for (layer, window) in layer_windows(hyper, count)?.into_iter().enumerate() {
         let gain = |part: &str| weights.vector(&format!("blk.{layer}.{part}.weight"), width);
         let rotary = if window.is_some() { &rotary_local } else { &rotary };
         let attention = Attention { window, ..attention.clone() };

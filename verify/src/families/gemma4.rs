@@ -18,6 +18,7 @@ use super::common::{self, RouterDefaults};
 use super::ends::Ends;
 use crate::error::Result;
 use crate::hidden::Hidden;
+use crate::hyper::Hyper;
 use crate::mixture::{Mixture, Mlp, Scoring};
 use crate::ops::{Activation, Attention, Ops, Rotary, Sequences};
 use crate::store::Store;
@@ -86,26 +87,48 @@ struct Token {
     after: Vec<f32>,
 }
 
+/// The attention of each layer and, if it has no keys and values of its own, the layer whose it takes: the last before the
+/// sharing ones that has the same kind of attention.
+pub(super) fn attentions(hyper: &Hyper, count: usize) -> Result<Vec<(Attention, Option<usize>)>> {
+    let heads = hyper.count("attention.head_count")?;
+    let kv_heads = hyper.counts("attention.head_count_kv", count)?;
+    let windows = windows(hyper, count, hyper.count("attention.sliding_window")?, 6)?;
+    let [key, local_key] = [hyper.count("attention.key_length")?, hyper.count("attention.key_length_swa")?];
+    let first_shared = count.saturating_sub(hyper.optional_count("attention.shared_kv_layers")?.unwrap_or(0));
+    let source = |layer: usize| {
+        let same = |&other: &usize| windows[other].is_some() == windows[layer].is_some();
+        let problem = || hyper.error("attention.shared_kv_layers", "leaves no layer to share with");
+        (0..first_shared).rev().find(same).ok_or_else(problem)
+    };
+    let attention = |(layer, &window): (usize, &Option<usize>)| {
+        let key = if window.is_some() { local_key } else { key };
+        let attention = Attention {
+            heads,
+            kv_heads: kv_heads[layer],
+            key,
+            value: key,
+            scale: 1.0,
+            window,
+            soft_cap: None,
+            sinks: None,
+        };
+        check_heads(hyper, &attention)?;
+        Ok((attention, if layer < first_shared { None } else { Some(source(layer)?) }))
+    };
+    windows.iter().enumerate().map(attention).collect()
+}
+
 /// Reads the graph.
 pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
     let hyper = &weights.hyper;
     let width = hyper.count("embedding_length")?;
     let count = hyper.count("block_count")?;
-    let heads = hyper.count("attention.head_count")?;
-    let kv_heads = hyper.counts("attention.head_count_kv", count)?;
-    let windows = windows(hyper, count, hyper.count("attention.sliding_window")?, 6)?;
-    let shared = hyper.optional_count("attention.shared_kv_layers")?.unwrap_or(0);
-    let first_shared = count.saturating_sub(shared);
+    let attentions = attentions(hyper, count)?;
     let theta = hyper.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
     let local = hyper.optional_number("rope.freq_base_swa")?.unwrap_or(10_000.0);
     let [key, local_key] = [hyper.count("attention.key_length")?, hyper.count("attention.key_length_swa")?];
     let rotary = common::rotary(weights, theta, key, key, 0, Pairs::Halves)?;
     let rotary_local = common::unscaled_rotary(local, local_key, local_key, Pairs::Halves);
-    // The layer before the shared ones that has the same kind of attention.
-    let source = |layer: usize| {
-        let same = |&other: &usize| windows[other].is_some() == windows[layer].is_some();
-        (0..first_shared).rev().find(same)
-    };
     let per_layer = match hyper.optional_count("embedding_length_per_layer_input")?.filter(|&n| n > 0) {
         Some(one) => Some(read_per_layer(weights, one, count, width)?),
         None => None,
@@ -113,7 +136,7 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
 
     let router = RouterDefaults { scoring: Scoring::Softmax, normalize: true };
     let mut layers = Vec::with_capacity(count);
-    for (layer, &window) in windows.iter().enumerate() {
+    for (layer, (attention, source)) in attentions.iter().cloned().enumerate() {
         let name = |part: &str| format!("blk.{layer}.{part}");
         let gain = |part: &str| weights.vector(&name(&format!("{part}.weight")), width);
         let experts = match common::mixture(weights, layer, width, Activation::GeluTanh, &router)? {
@@ -129,30 +152,19 @@ pub(super) fn read(weights: &Weights) -> Result<Gemma4> {
             }
             None => None,
         };
-        let key = if window.is_some() { local_key } else { key };
-        let attention = Attention {
-            heads,
-            kv_heads: kv_heads[layer],
-            key,
-            value: key,
-            scale: 1.0,
-            window,
-            soft_cap: None,
-            sinks: None,
-        };
-        check_heads(hyper, &attention)?;
-        let keys = if layer < first_shared {
-            let rows = attention.kv_heads * key;
-            let v = weights.find(&name("attn_v.weight"));
-            Keys::Own {
-                k: weights.linear(&name("attn_k"), rows, width)?,
-                v: v.map(|_| weights.linear(&name("attn_v"), rows, width)).transpose()?,
-                norm: weights.vector(&name("attn_k_norm.weight"), key)?,
-                kept: (first_shared..count).any(|later| source(later) == Some(layer)),
+        let Attention { heads, kv_heads, key, window, .. } = attention;
+        let keys = match source {
+            Some(source) => Keys::Of(source),
+            None => {
+                let rows = kv_heads * key;
+                let v = weights.find(&name("attn_v.weight"));
+                Keys::Own {
+                    k: weights.linear(&name("attn_k"), rows, width)?,
+                    v: v.map(|_| weights.linear(&name("attn_v"), rows, width)).transpose()?,
+                    norm: weights.vector(&name("attn_k_norm.weight"), key)?,
+                    kept: attentions.iter().any(|(_, source)| *source == Some(layer)),
+                }
             }
-        } else {
-            let problem = || hyper.error("attention.shared_kv_layers", "leaves no layer to share with");
-            Keys::Of(source(layer).ok_or_else(problem)?)
         };
         let token = match &per_layer {
             Some(PerLayer { width: one, .. }) => Some(Token {

@@ -11,6 +11,7 @@ use super::common::{self, RouterDefaults};
 use super::ends::Ends;
 use crate::error::{Error, Result};
 use crate::hidden::Hidden;
+use crate::hyper::Hyper;
 use crate::mixture::{Mixture, Scoring};
 use crate::ops::{Activation, Attention, Ops};
 use crate::weights::Weights;
@@ -27,6 +28,11 @@ struct Layer {
     mixture: Mixture,
 }
 
+/// For each layer the window of its attention, where it has one.
+pub(super) fn layer_windows(hyper: &Hyper, count: usize) -> Result<Vec<Option<usize>>> {
+    windows(hyper, count, hyper.count("attention.sliding_window")?, 2)
+}
+
 /// Reads the graph.
 pub(super) fn read(weights: &Weights) -> Result<GptOss> {
     let hyper = &weights.hyper;
@@ -36,7 +42,6 @@ pub(super) fn read(weights: &Weights) -> Result<GptOss> {
     let key = attention.key;
     let theta = hyper.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
     let rotary = common::rotary(weights, theta, key, key, 0, Pairs::Halves)?;
-    let windows = windows(hyper, count, hyper.count("attention.sliding_window")?, 2)?;
     // Where the file doesn't say, what llama.cpp's graph has.
     let constant = |key, default| Ok::<_, Error>(hyper.optional_number(key)?.unwrap_or(default) as f32);
     let activation = Activation::Clamped {
@@ -46,7 +51,7 @@ pub(super) fn read(weights: &Weights) -> Result<GptOss> {
     let router = RouterDefaults { scoring: Scoring::SoftmaxOfChosen, normalize: false };
 
     let mut layers = Vec::with_capacity(count);
-    for (layer, window) in windows.into_iter().enumerate() {
+    for (layer, window) in layer_windows(hyper, count)?.into_iter().enumerate() {
         let name = |part: &str| format!("blk.{layer}.{part}");
         let sinks = weights.vector(&name("attn_sinks.weight"), attention.heads)?;
         let attention = Attention { window, sinks: Some(sinks), ..attention.clone() };

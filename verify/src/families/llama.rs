@@ -113,7 +113,8 @@ pub(super) fn read(weights: &Weights) -> Result<Llama> {
     })
 }
 
-fn attention(hyper: &Hyper, width: usize) -> Result<Attention> {
+/// That of all layers.
+pub(super) fn attention(hyper: &Hyper, width: usize) -> Result<Attention> {
     let pattern = "attention.sliding_window_pattern";
     if hyper.has(pattern) {
         return Err(hyper.error(pattern, "makes layers differ (OLMo 3), which can't be evaluated yet"));

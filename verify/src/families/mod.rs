@@ -9,6 +9,7 @@ mod gemma4;
 mod gpt_oss;
 mod llama;
 mod long_rope;
+pub mod memory;
 mod mla;
 mod qwen3_5;
 

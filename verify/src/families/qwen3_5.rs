@@ -94,7 +94,7 @@ pub(super) fn read(weights: &Weights) -> Result<Qwen35> {
 }
 
 /// For each layer whether it is a delta network: stated, or all but every n-th.
-fn has_state(hyper: &Hyper, layers: usize) -> Result<Vec<bool>> {
+pub(super) fn has_state(hyper: &Hyper, layers: usize) -> Result<Vec<bool>> {
     if let Some(flags) = hyper.flags("attention.recurrent_layers", layers)? {
         return Ok(flags);
     }
@@ -102,18 +102,36 @@ fn has_state(hyper: &Hyper, layers: usize) -> Result<Vec<bool>> {
     Ok((1..=layers).map(|n| !n.is_multiple_of(interval)).collect())
 }
 
-impl DeltaNetwork {
-    fn read(weights: &Weights, layer: usize, width: usize) -> Result<DeltaNetwork> {
-        let hyper = &weights.hyper;
-        let name = |part: &str| format!("blk.{layer}.{part}");
+/// Sizes of the delta networks, the same in all layers.
+pub(super) struct DeltaSizes {
+    pub key: usize,
+    pub key_heads: usize,
+    /// Of all value heads together.
+    pub values: usize,
+    pub value_heads: usize,
+    /// Tokens that the short convolution sees.
+    pub taps: usize,
+}
+
+impl DeltaSizes {
+    pub fn read(hyper: &Hyper) -> Result<DeltaSizes> {
         let (key, key_heads) = (hyper.count("ssm.state_size")?, hyper.count("ssm.group_count")?);
         let (values, value_heads) = (hyper.count("ssm.inner_size")?, hyper.count("ssm.time_step_rank")?);
         if !values.is_multiple_of(value_heads) || !value_heads.is_multiple_of(key_heads) {
             let problem = format!("is {values} for {value_heads} value and {key_heads} key heads");
             return Err(hyper.error("ssm.inner_size", problem));
         }
+        let taps = hyper.count("ssm.conv_kernel")?;
+        Ok(DeltaSizes { key, key_heads, values, value_heads, taps })
+    }
+}
+
+impl DeltaNetwork {
+    fn read(weights: &Weights, layer: usize, width: usize) -> Result<DeltaNetwork> {
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let DeltaSizes { key, key_heads, values, value_heads, taps: count } =
+            DeltaSizes::read(&weights.hyper)?;
         let columns = 2 * key_heads * key + values;
-        let count = hyper.count("ssm.conv_kernel")?;
         let filters = weights.linear(&name("ssm_conv1d"), columns, count)?;
         let mut by_column = vec![0.0; columns * count];
         weights.rows(filters.tensor, filters.rows, &mut by_column)?;
