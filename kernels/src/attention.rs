@@ -8,10 +8,10 @@ use crate::exponential::{exp, tanh};
 use crate::gemm::{PANEL, Panels, multiply, pack};
 use crate::matrix::{Matrix, MatrixMut};
 use crate::simd::{Isa, Kernel, LANES, Simd};
-use crate::softmax::{exponentials, maximum};
+use crate::softmax::{exponentials, largest_lane};
 
 /// Queries of a tile.
-const QUERIES: usize = 48;
+const QUERIES: usize = 24;
 
 /// What a family says of its attention.
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ pub struct Attention<'a> {
 ///
 /// `q` is `[tokens][heads at head_stride]`, beginning at the first head of the group, each head as wide as a key; `k` is
 /// `[tokens][width]`, `v` `[tokens][value width]`, `out` `[tokens][heads * value width]`. `scratch` is resized to what is
-/// needed: keys and values once over, and 48 rows of scores. It may be used again and again.
+/// needed: keys and values once over, and 24 rows of scores. It may be used again and again.
 pub fn attend(
     isa: Isa,
     attention: &Attention,
@@ -54,13 +54,16 @@ pub fn attend(
 
     let keys = Panels::len(tokens, width);
     let values = Panels::len(value_width, tokens);
-    let score_stride = tokens.next_multiple_of(PANEL);
+    let padded = tokens.next_multiple_of(PANEL);
+    // Rows a power of two apart would fall into the same sets of the cache.
+    let score_stride = padded + LANES;
     scratch.resize(keys + values + QUERIES * score_stride, 0.0);
     let (keys, rest) = scratch.split_at_mut(keys);
     let (values, scores) = rest.split_at_mut(values);
     pack(isa, k, keys);
     pack_values(v, values);
-    let keys = Panels::new(keys, tokens, width);
+    // Whole panels: scores of keys that don't exist cost no more, and no query sees them.
+    let keys = Panels::new(keys, padded, width);
     let values = Panels::new(values, value_width, tokens);
 
     for first in (0..tokens).step_by(QUERIES) {
@@ -70,6 +73,7 @@ pub fn attend(
         let high = first + rows;
         for head in 0..attention.heads {
             let columns = high - low;
+            let in_panels = columns.next_multiple_of(PANEL);
             multiply(
                 isa,
                 Matrix {
@@ -78,18 +82,13 @@ pub fn attend(
                     columns: width,
                     stride: q.stride,
                 },
-                keys.rows(low, columns),
-                MatrixMut { values: scores, rows, columns, stride: score_stride },
+                keys.rows(low, in_panels),
+                MatrixMut { values: scores, rows, columns: in_panels, stride: score_stride },
             );
             let sums = isa.run(Weigh {
                 attention,
                 sink: attention.sinks.map(|sinks| sinks[head]),
-                scores: MatrixMut {
-                    values: scores,
-                    rows,
-                    columns: columns.next_multiple_of(LANES),
-                    stride: score_stride,
-                },
+                scores: MatrixMut { values: scores, rows, columns: in_panels, stride: score_stride },
                 query: first - low,
             });
             let start = first * out.stride + head * value_width;
@@ -129,7 +128,7 @@ fn pack_values(v: Matrix, packed: &mut [f32]) {
 struct Weigh<'a> {
     attention: &'a Attention<'a>,
     sink: Option<f32>,
-    /// Whole vectors; what lies beyond the last key is anything.
+    /// Whole vectors.
     scores: MatrixMut<'a>,
     /// The column of the first row's own key.
     query: usize,
@@ -145,8 +144,12 @@ impl Kernel for Weigh<'_> {
             let end = self.query + r + 1;
             let start = self.attention.window.map_or(0, |window| end.saturating_sub(window));
             let row = self.scores.row(r).as_chunks_mut().0;
-            mask(s, self.attention, start, end, row);
-            let mut max = maximum(s, row);
+            let (before, row) = row.split_at_mut(start / LANES);
+            let (row, after) = row.split_at_mut(end.div_ceil(LANES) - before.len());
+            before.as_flattened_mut().fill(0.0);
+            after.as_flattened_mut().fill(0.0);
+            let first = before.len() * LANES;
+            let mut max = mask(s, self.attention, start - first, end - first, row);
             if let Some(sink) = self.sink {
                 max = max.max(sink);
             }
@@ -161,20 +164,28 @@ impl Kernel for Weigh<'_> {
     }
 }
 
-/// Scales and caps the scores of keys `start .. end`; those of all others become minus infinity.
+/// Scales and caps the scores of keys `start .. end`, of which the first vector has the first and the last the last; those of all
+/// others become minus infinity. Gives the largest.
 #[inline(always)]
-fn mask<S: Simd>(s: S, attention: &Attention, start: usize, end: usize, row: &mut [[f32; LANES]]) {
-    let (start, end) = (s.splat_i(start as i32), s.splat_i(end as i32));
-    let mut column = s.load_i(&std::array::from_fn(|lane| lane as i32));
-    for lanes in row {
+fn mask<S: Simd>(s: S, attention: &Attention, start: usize, end: usize, row: &mut [[f32; LANES]]) -> f32 {
+    let columns = s.load_i(&std::array::from_fn(|lane| lane as i32));
+    let mut max = s.splat(f32::NEG_INFINITY);
+    let last = row.len() - 1;
+    for (i, lanes) in row.iter_mut().enumerate() {
         let mut score = s.mul(s.load(lanes), s.splat(attention.scale));
         if let Some(cap) = attention.soft_cap {
             score = s.mul(s.splat(cap), tanh(s, s.div(score, s.splat(cap))));
         }
-        let seen = s.and(s.lt_i(column, end), s.not(s.lt_i(column, start)));
-        s.store(s.select(seen, score, s.splat(f32::NEG_INFINITY)), lanes);
-        column = s.add_i(column, s.splat_i(LANES as i32));
+        if i == 0 || i == last {
+            let column = s.add_i(columns, s.splat_i((i * LANES) as i32));
+            let before = s.lt_i(column, s.splat_i(start as i32));
+            let seen = s.and(s.lt_i(column, s.splat_i(end as i32)), s.not(before));
+            score = s.select(seen, score, s.splat(f32::NEG_INFINITY));
+        }
+        max = s.max(score, max);
+        s.store(score, lanes);
     }
+    largest_lane(s, max)
 }
 
 #[cfg(test)]

@@ -37,6 +37,12 @@ pub(crate) fn maximum<S: Simd>(s: S, row: &[[f32; LANES]]) -> f32 {
     for lanes in row {
         max = s.max(s.load(lanes), max);
     }
+    largest_lane(s, max)
+}
+
+/// The largest of the lanes.
+#[inline(always)]
+pub(crate) fn largest_lane<S: Simd>(s: S, max: S::F32) -> f32 {
     let mut lanes = [0.0; LANES];
     s.store(max, &mut lanes);
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
