@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{ErrorKind, Read},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use formats::{checkpoint::Checkpoint, summary::summarize};
@@ -70,10 +71,10 @@ impl ModelFile {
     /// A file with its hash.
     ///
     /// # Errors
-    /// If it can't be read.
-    pub fn hashed(path: &Path) -> Result<ModelFile> {
+    /// If it can't be read; [`Error::Interrupted`] once `cancel` is set.
+    pub fn hashed(path: &Path, cancel: &AtomicBool) -> Result<ModelFile> {
         let bytes = path.metadata().map_err(Error::io(path))?.len();
-        Ok(ModelFile { name: name(path), bytes, sha256: Some(hash(path)?) })
+        Ok(ModelFile { name: name(path), bytes, sha256: Some(hash(path, cancel)?) })
     }
 }
 
@@ -81,8 +82,8 @@ impl Model {
     /// Describes an opened model that the user named `path`. Reads headers, and a model of up to 8 GiB whole, for its hash.
     ///
     /// # Errors
-    /// If `config.json` or a file can't be read.
-    pub fn describe(path: &Path, checkpoint: &Checkpoint) -> Result<Model> {
+    /// If `config.json` or a file can't be read; [`Error::Interrupted`] once `cancel` is set.
+    pub fn describe(path: &Path, checkpoint: &Checkpoint, cancel: &AtomicBool) -> Result<Model> {
         let summary = summarize(checkpoint)?;
         let config = match checkpoint.config()? {
             Some(text) => serde_json::from_str(&text).unwrap_or_default(),
@@ -106,7 +107,7 @@ impl Model {
             Ok(ModelFile {
                 name: name(&file.path),
                 bytes: file.len,
-                sha256: hashed.then(|| hash(&file.path)).transpose()?,
+                sha256: hashed.then(|| hash(&file.path, cancel)).transpose()?,
             })
         });
         let (weights, bytes) = (summary.weights(), summary.bytes());
@@ -144,11 +145,14 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn hash(path: &Path) -> Result<String> {
+fn hash(path: &Path, cancel: &AtomicBool) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut sha = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
         match file.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => sha.update(&buffer[..n]),
@@ -171,10 +175,21 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
     }
 
+    fn described(path: &Path) -> Result<Model> {
+        Model::describe(path, &Checkpoint::open(path).expect("model"), &AtomicBool::new(false))
+    }
+
+    #[test]
+    fn hashing_can_be_interrupted() {
+        let file = fixture("tiny-llama").join("model.safetensors");
+        let error = ModelFile::hashed(&file, &AtomicBool::new(true)).expect_err("interrupted");
+        assert!(matches!(error, Error::Interrupted));
+    }
+
     #[test]
     fn a_checkpoint_is_described_and_hashed() {
         let path = fixture("tiny-llama");
-        let model = Model::describe(&path, &Checkpoint::open(&path).expect("model")).expect("description");
+        let model = described(&path).expect("description");
         assert_eq!(
             (model.container.as_str(), model.architecture.as_str(), &model.formats[..]),
             ("safetensors", "llama", &["bf16".to_owned()][..])
@@ -190,7 +205,7 @@ mod tests {
     #[test]
     fn fp8_settings_are_kept() {
         let path = fixture("tiny-deepseek");
-        let model = Model::describe(&path, &Checkpoint::open(&path).expect("model")).expect("description");
+        let model = described(&path).expect("description");
         assert_eq!(model.provenance.get("quantization_config.quant_method"), Some(&json!("fp8")));
         assert_eq!(model.files.len(), 3);
     }

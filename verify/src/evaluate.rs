@@ -1,8 +1,10 @@
 //! One evaluation, from options to outcome: both models side by side, layer by layer, then their last hidden states against
 //! each other.
 
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use rayon::ThreadPoolBuilder;
@@ -11,6 +13,7 @@ use crate::cpu::Cpu;
 use crate::description::{Model, ModelFile};
 use crate::error::{Error, Result};
 use crate::forward::Forward;
+use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::outcome::{LayerDamage, Outcome, TensorDamage};
 use crate::progress::{Phase, Progress};
@@ -32,6 +35,9 @@ pub fn evaluate(options: &Options, progress: &dyn Progress, cancel: &AtomicBool)
     pool.install(|| Evaluation { options, progress, cancel }.run())
 }
 
+/// The model's forward pass, and the reference's.
+type Forwards<'m> = (Forward<'m, Cpu<'m>>, Option<Forward<'m, Cpu<'m>>>);
+
 struct Evaluation<'a> {
     options: &'a Options,
     progress: &'a dyn Progress,
@@ -49,32 +55,30 @@ impl Evaluation<'_> {
         // Half of the memory for what outlives an operation, the rest for what is in work.
         let space = Space::new(options.memory / 2);
         let forward = |weights| Forward::on_cpu(weights, &windows.sequences, &space, options.memory / 4);
-        let mut forwards = (forward(&model)?, reference.as_ref().map(forward).transpose()?);
+        let forwards: Forwards = (forward(&model)?, reference.as_ref().map(forward).transpose()?);
         if let Some(reference) = &forwards.1 {
             let (model, reference) = (forwards.0.vocabulary(), reference.vocabulary());
             if model != reference {
                 return Err(Error::Vocabularies { model, reference });
             }
         }
-        let layers = self.layers(&mut forwards.0, forwards.1.as_mut())?;
-        let metrics =
-            score::score(&forwards.0, forwards.1.as_ref(), &windows.targets(), self.progress, self.cancel)?;
-        if let Some(path) = &options.logits {
-            logits::write(path, &forwards.0, &windows, self.progress, self.cancel)?;
-        }
-        drop(forwards);
-        let seconds = start.elapsed().as_secs_f64();
+        // What was evaluated is hashed meanwhile, at the pace of a disk.
+        let (computed, described) = thread::scope(|scope| {
+            let described = scope.spawn(|| self.describe(&model, reference.as_ref()));
+            let computed = self.compute(forwards, &windows);
+            (computed.map(|computed| (computed, start.elapsed().as_secs_f64())), described.join())
+        });
+        let ((layers, metrics), seconds) = computed?;
+        let (described, against, input) = described.unwrap_or_else(|panic| resume_unwind(panic))?;
 
         let tensors = match &reference {
             Some(reference) => self.tensors(&model, reference)?,
             None => Vec::new(),
         };
-        let describe = |path: &Path, weights: &Weights| Model::describe(path, &weights.checkpoint);
-        let against = options.against.as_deref().zip(reference.as_ref());
         Ok(Outcome {
-            model: describe(&options.model, &model)?,
-            reference: against.map(|(path, weights)| describe(path, weights)).transpose()?,
-            input: ModelFile::hashed(options.input.path())?,
+            model: described,
+            reference: against,
+            input,
             protocol: windows.protocol.clone(),
             metrics,
             layers,
@@ -83,6 +87,34 @@ impl Evaluation<'_> {
             seconds,
             peak_rss_bytes: None,
         })
+    }
+
+    /// The figures of each layer and of the whole.
+    fn compute(&self, mut forwards: Forwards, windows: &Windows) -> Result<(Vec<LayerDamage>, Metrics)> {
+        let layers = self.layers(&mut forwards.0, forwards.1.as_mut())?;
+        let targets = windows.targets();
+        let metrics = score::score(&forwards.0, forwards.1.as_ref(), &targets, self.progress, self.cancel)?;
+        if let Some(path) = &self.options.logits {
+            logits::write(path, &forwards.0, windows, self.progress, self.cancel)?;
+        }
+        Ok((layers, metrics))
+    }
+
+    /// The model, what it is measured against, and the input, with their hashes.
+    fn describe(
+        &self,
+        model: &Weights,
+        reference: Option<&Weights>,
+    ) -> Result<(Model, Option<Model>, ModelFile)> {
+        let options = self.options;
+        let describe =
+            |path: &Path, weights: &Weights| Model::describe(path, &weights.checkpoint, self.cancel);
+        let against = options.against.as_deref().zip(reference);
+        Ok((
+            describe(&options.model, model)?,
+            against.map(|(path, weights)| describe(path, weights)).transpose()?,
+            ModelFile::hashed(options.input.path(), self.cancel)?,
+        ))
     }
 
     fn check(&self) -> Result<()> {

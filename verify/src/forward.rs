@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::families::{Graph, graph};
@@ -87,8 +89,10 @@ impl<'a, O: Ops> Forward<'a, O> {
         for block in self.hidden.blocks() {
             values.resize(block.len() * width, 0.0);
             self.hidden.store.read(block.clone(), &mut values)?;
-            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-                let row = block.start + at / width;
+            let row_is_bad = |row: &[f32]| !row.iter().fold(true, |all, value| all & value.is_finite());
+            let bad = values.par_chunks(width).position_first(row_is_bad);
+            if let Some(row) = bad {
+                let row = block.start + row;
                 let found = self.hidden.sequences.rows().enumerate().find(|(_, rows)| rows.contains(&row));
                 let (sequence, position) = found.map_or((0, row), |(i, rows)| (i, row - rows.start));
                 return Err(Error::HiddenNotFinite { place: place.to_owned(), sequence, position });

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 
 /// Room for stores: so many bytes of memory, and the disk beyond.
@@ -67,6 +69,13 @@ fn spill_error(source: std::io::Error) -> Error {
     Error::Io { path: std::env::temp_dir(), source }
 }
 
+/// Copies on all cores.
+fn copy(from: &[f32], to: &mut [f32]) {
+    const CHUNK: usize = 1 << 16;
+    assert_eq!(from.len(), to.len());
+    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
+}
+
 impl Store {
     /// Copies rows out.
     ///
@@ -75,7 +84,7 @@ impl Store {
     pub fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let at = rows.start * self.width;
         match &self.place {
-            Place::Memory { values, .. } => out.copy_from_slice(&values[at..rows.end * self.width]),
+            Place::Memory { values, .. } => copy(&values[at..rows.end * self.width], out),
             Place::Disk(file) => {
                 file.read_exact_at(bytemuck::cast_slice_mut(out), at as u64 * 4).map_err(spill_error)?;
             }
@@ -90,7 +99,7 @@ impl Store {
     pub fn write(&mut self, first: usize, from: &[f32]) -> Result<()> {
         let at = first * self.width;
         match &mut self.place {
-            Place::Memory { values, .. } => values[at..at + from.len()].copy_from_slice(from),
+            Place::Memory { values, .. } => copy(from, &mut values[at..at + from.len()]),
             Place::Disk(file) => {
                 file.write_all_at(bytemuck::cast_slice(from), at as u64 * 4).map_err(spill_error)?;
             }

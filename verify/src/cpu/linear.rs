@@ -56,7 +56,8 @@ pub(super) fn linear(weights: &Weights, x: &Rows, w: &Linear) -> Result<Rows> {
         let panels = Panels::new(packed, rows.len(), k);
         let bias = w.bias.as_deref().map(|bias| &bias[rows.clone()]);
         let tokens = x.values.par_chunks(TOKENS * k).zip(out.values.par_chunks_mut(TOKENS * n));
-        tokens.for_each(|(x, out)| {
+        // Each piece may go to another core, so that all are done at the same time.
+        tokens.with_max_len(1).for_each(|(x, out)| {
             let count = x.len() / k;
             let values = &mut out[rows.start..];
             let out = MatrixMut { values, rows: count, columns: rows.len(), stride: n };
@@ -96,7 +97,7 @@ pub(super) fn per_head(weights: &Weights, x: &Rows, w: &Stack, transposed: bool)
         let panels = Panels::new(&packed, n, k);
         let chunks =
             x.values.par_chunks(TOKENS * x.columns).zip(out.values.par_chunks_mut(TOKENS * heads * n));
-        chunks.for_each(|(values, out)| {
+        chunks.with_max_len(1).for_each(|(values, out)| {
             let count = values.len() / x.columns;
             let x = Matrix { values: &values[head * own..], rows: count, columns: k, stride: x.columns };
             let out = MatrixMut { values: &mut out[head * n..], rows: count, columns: n, stride: heads * n };

@@ -111,13 +111,16 @@ impl Rows {
     ) -> Rows {
         let work = sequences.rows().flat_map(|rows| (0..heads).map(move |head| (rows.clone(), head)));
         let work: Vec<(Range<usize>, usize)> = work.collect();
-        let made: Vec<Vec<f32>> = work.par_iter().map(|(rows, head)| make(rows, *head)).collect();
+        let made = work.par_iter().with_max_len(1).map(|(rows, head)| make(rows, *head));
+        let made: Vec<Vec<f32>> = made.collect();
         let mut out = Rows::unwritten(sequences.tokens(), heads * width);
-        for ((rows, head), made) in work.into_iter().zip(made) {
-            for (row, values) in rows.zip(made.chunks_exact(width)) {
-                out.values[row * heads * width + head * width..][..width].copy_from_slice(values);
+        out.by_sequence(sequences).into_par_iter().zip(made.par_chunks(heads)).for_each(|(out, made)| {
+            for (row, out) in out.chunks_exact_mut(heads * width).enumerate() {
+                for (out, head) in out.chunks_exact_mut(width).zip(made) {
+                    out.copy_from_slice(&head[row * width..][..width]);
+                }
             }
-        }
+        });
         out
     }
 }
@@ -158,11 +161,12 @@ impl Ops for Cpu<'_> {
     }
 
     fn rms_norm(&self, x: &Rows, group: usize, gain: Option<&[f32]>, eps: f64) -> Rows {
-        let mut out = x.clone();
-        let columns = x.columns;
-        out.values.par_chunks_mut(x.row_chunk()).for_each(|part| {
-            let part = MatrixMut::dense(part, part.len() / columns, columns);
-            norm::rms_norm_in_place(Isa::detect(), part, group, gain, eps as f32);
+        let (columns, chunk) = (x.columns, x.row_chunk());
+        let mut out = Rows::unwritten(x.rows(), columns);
+        out.values.par_chunks_mut(chunk).zip(x.values.par_chunks(chunk)).for_each(|(out, x)| {
+            let rows = x.len() / columns;
+            let (x, out) = (Matrix::dense(x, rows, columns), MatrixMut::dense(out, rows, columns));
+            norm::rms_norm(Isa::detect(), x, group, gain, eps as f32, out);
         });
         out
     }
@@ -175,14 +179,14 @@ impl Ops for Cpu<'_> {
         let longest = sequences.lengths.iter().copied().max().unwrap_or(0);
         let mut tables = [Rows::unwritten(longest, n), Rows::unwritten(longest, n)];
         let [cos, sin] = &mut tables;
-        let rows = cos.values.chunks_exact_mut(n).zip(sin.values.chunks_exact_mut(n));
-        for (position, (cos, sin)) in rows.enumerate() {
+        let rows = cos.values.par_chunks_exact_mut(n).zip(sin.values.par_chunks_exact_mut(n));
+        rows.enumerate().for_each(|(position, (cos, sin))| {
             for (frequency, (cos, sin)) in rotary.frequencies.iter().zip(cos.iter_mut().zip(sin)) {
                 let angle = position as f64 * frequency;
                 *cos = (angle.cos() * rotary.multiplier) as f32;
                 *sin = (angle.sin() * rotary.multiplier) as f32;
             }
-        }
+        });
         let columns = x.columns;
         let [cos, sin] = &tables;
         x.by_sequence(sequences).into_par_iter().for_each(|part| {
