@@ -129,6 +129,9 @@ pub struct Verify {
     /// Write the model's logits to a safetensors file: `logits` [n, length, vocabulary], F32
     #[arg(long, value_name = "OUT")]
     pub logits: Option<PathBuf>,
+    /// Multiply in fixed point: faster, up to twice, for a rounding of weights and activations that is finer than half floats'
+    #[arg(long)]
+    pub fast: bool,
     /// Threads that compute [default: all cores]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub threads: Option<usize>,

@@ -4,7 +4,7 @@ use std::{fmt, io::Write, path::Path};
 
 use anyhow::{Context, Result, bail};
 use verify::{
-    Input, Options, Outcome,
+    Input, Options, Outcome, Precision,
     metrics::{Divergence, Metrics},
     outcome::ClassDamage,
     report,
@@ -39,6 +39,7 @@ pub fn run(args: &args::Verify) -> Result<()> {
         chunks: args.chunks,
         stride: args.stride,
         logits: args.logits.clone(),
+        precision: if args.fast { Precision::Fixed } else { Precision::F32 },
         threads: args.threads,
         memory: args.memory,
     };
@@ -223,6 +224,7 @@ mod tests {
             chunks: None,
             stride: None,
             logits: None,
+            fast: false,
             threads: None,
             memory: 1,
             max_kld,

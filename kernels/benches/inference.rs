@@ -1,6 +1,6 @@
-//! What the inference core computes, on one core: floating-point operations per second of the matrix product, of attention
-//! and of nothing but fused multiply-adds (the share of these is the share of the machine's peak), and elements per second
-//! of the rest.
+//! What the inference core computes, on one core: operations per second of the matrix product in `f32` and in fixed point, of
+//! attention and of nothing but fused multiply-adds (the share of these is the share of the machine's peak), and elements per
+//! second of the rest.
 //!
 //! `cargo bench -p halfbyte-kernels --bench inference`
 
@@ -10,6 +10,7 @@ use halfbyte_kernels::Isa;
 use halfbyte_kernels::activations::swiglu;
 use halfbyte_kernels::attention::{Attention, attend};
 use halfbyte_kernels::divergence::{State, update};
+use halfbyte_kernels::fixed::{self, round_tokens, round_weights};
 use halfbyte_kernels::gemm::{Panels, multiply, pack};
 use halfbyte_kernels::matrix::{Matrix, MatrixMut};
 use halfbyte_kernels::simd::{Kernel, LANES, Simd};
@@ -87,6 +88,31 @@ fn each(bencher: Bencher, isa: &str) {
     product(bencher, named(isa), (24, 2048, 512));
 }
 
+/// With the rounding of the tokens.
+fn fixed_product(bencher: Bencher, isa: Isa, (tokens, k, rows): (usize, usize, usize)) {
+    let x: Vec<f32> = (0..tokens * k).map(|i| (i % 251) as f32 * 0.01 - 1.0).collect();
+    let values: Vec<f32> = (0..rows * k).map(|i| (i % 241) as f32 * 0.01 - 1.0).collect();
+    let mut weights = vec![0; fixed::Weights::len(rows, k)];
+    round_weights(isa, Matrix::dense(&values, rows, k), &mut weights);
+    let mut words = vec![0; fixed::Tokens::len(tokens, k)];
+    let mut out = vec![0.0; tokens * rows];
+    bencher.counter(ItemsCount::new(2 * tokens * k * rows)).bench_local(|| {
+        round_tokens(isa, Matrix::dense(black_box(&x), tokens, k), &mut words);
+        let (x, weights) = (fixed::Tokens::new(&words, tokens, k), fixed::Weights::new(&weights, rows, k));
+        fixed::multiply(isa, x, weights, MatrixMut::dense(&mut out, tokens, rows));
+    });
+}
+
+#[divan::bench(args = SHAPES)]
+fn fixed_best(bencher: Bencher, shape: (usize, usize, usize)) {
+    fixed_product(bencher, Isa::detect(), shape);
+}
+
+#[divan::bench(args = isas())]
+fn fixed_each(bencher: Bencher, isa: &str) {
+    fixed_product(bencher, named(isa), (24, 2048, 512));
+}
+
 /// Tokens, width of keys, width of values, query heads.
 const HEADS: [(usize, usize, usize, usize); 4] =
     [(512, 64, 64, 3), (512, 192, 128, 1), (2048, 128, 128, 4), (4096, 128, 128, 1)];
@@ -136,5 +162,15 @@ fn packing(bencher: Bencher) {
     let mut packed = vec![0.0; Panels::len(rows, k)];
     bencher.counter(ItemsCount::new(rows * k)).bench_local(|| {
         pack(Isa::detect(), Matrix::dense(black_box(&weights), rows, k), &mut packed);
+    });
+}
+
+#[divan::bench]
+fn fixed_packing(bencher: Bencher) {
+    let (rows, k) = (512, 2048);
+    let weights: Vec<f32> = (0..rows * k).map(|i| (i % 241) as f32).collect();
+    let mut words = vec![0; fixed::Weights::len(rows, k)];
+    bencher.counter(ItemsCount::new(rows * k)).bench_local(|| {
+        round_weights(Isa::detect(), Matrix::dense(black_box(&weights), rows, k), &mut words);
     });
 }

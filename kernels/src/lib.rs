@@ -16,6 +16,7 @@ mod codebook;
 pub mod delta;
 pub mod divergence;
 mod exponential;
+pub mod fixed;
 pub mod float;
 pub mod format;
 pub mod fp8;

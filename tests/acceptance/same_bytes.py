@@ -23,7 +23,7 @@ def instruction_sets():
         if line.startswith(("flags", "Features")):
             flags = set(line.split(":")[1].split())
             break
-    needs = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, "avx2": {"avx2", "fma", "f16c"}, "neon": {"asimd"}}
+    needs = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}, "avx2": {"avx2", "fma", "f16c"}, "neon": {"asimd"}}
     return ["scalar"] + [isa for isa, features in needs.items() if features <= flags]
 
 

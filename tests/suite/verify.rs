@@ -93,6 +93,23 @@ fn a_model_is_at_no_distance_from_itself() {
     assert!(number(&result, "mean_kld").abs() < 1e-6);
 }
 
+/// Fixed point changes the divergence of an 8-bit file by less than other text would, and perplexity by nothing that shows.
+#[test]
+fn fast_is_as_good_and_says_so() {
+    let (_dir, file) = quantized("q8_0");
+    let against = model("tiny-llama");
+    let exact = json(&mut verify(&file, &against));
+    let fast = json(verify(&file, &against).arg("--fast"));
+    let change = |key| (number(&fast, key) - number(&exact, key)).abs();
+    assert!(change("mean_kld") > 0.0, "--fast does nothing");
+    assert!(change("mean_kld") < number(&exact, "mean_kld_stderr"), "{exact} {fast}");
+    assert!(change("perplexity") < 1e-4 * number(&exact, "perplexity"), "{exact} {fast}");
+    let says = |result: &Value| {
+        result["protocol"].as_str().is_some_and(|line| line.contains("products in fixed point"))
+    };
+    assert!(says(&fast) && !says(&exact));
+}
+
 #[test]
 fn wrong_usage_and_wrong_input_are_told_apart() {
     let source = model("tiny-llama");
@@ -141,6 +158,12 @@ fn neither_threads_nor_memory_nor_the_processor_change_a_figure() {
     let plain = figures(&mut verify(&file, &against));
     assert_eq!(figures(verify(&file, &against).args(["--threads", "1", "--memory", "64KiB"])), plain);
     assert_eq!(figures(verify(&file, &against).env("HALFBYTE_ISA", "scalar")), plain);
+    let fast = figures(verify(&file, &against).arg("--fast"));
+    for isa in ["scalar", "avx2"] {
+        let again =
+            figures(verify(&file, &against).args(["--fast", "--threads", "1"]).env("HALFBYTE_ISA", isa));
+        assert_eq!(again, fast, "{isa}");
+    }
 }
 
 #[test]

@@ -54,7 +54,9 @@ impl Evaluation<'_> {
 
         // Half of the memory for what outlives an operation, the rest for what is in work.
         let space = Space::new(options.memory / 2);
-        let forward = |weights| Forward::on_cpu(weights, &windows.sequences, &space, options.memory / 4);
+        let forward = |weights| {
+            Forward::on_cpu(weights, options.precision, &windows.sequences, &space, options.memory / 4)
+        };
         let forwards: Forwards = (forward(&model)?, reference.as_ref().map(forward).transpose()?);
         if let Some(reference) = &forwards.1 {
             let (model, reference) = (forwards.0.vocabulary(), reference.vocabulary());
@@ -79,7 +81,7 @@ impl Evaluation<'_> {
             model: described,
             reference: against,
             input,
-            protocol: windows.protocol.clone(),
+            protocol: windows.protocol.clone() + options.precision.protocol(),
             metrics,
             layers,
             tensors,

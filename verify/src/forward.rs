@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::families::{Graph, graph};
 use crate::hidden::Hidden;
 use crate::ops::Ops;
+use crate::options::Precision;
 use crate::store::Space;
 use crate::weights::Weights;
 
@@ -27,13 +28,19 @@ pub struct Forward<'a, O: Ops> {
 }
 
 impl<'a> Forward<'a, Cpu<'a>> {
-    /// Embeds `tokens`, on the processor. Hidden states take room from `space`; a block of tokens in work takes up to `memory`
-    /// bytes.
+    /// Embeds `tokens`, on the processor, which multiplies with weights in `precision`. Hidden states take room from `space`; a
+    /// block of tokens in work takes up to `memory` bytes.
     ///
     /// # Errors
     /// If the family has no graph, a token is not in the vocabulary, or weights can't be read.
-    pub fn on_cpu(weights: &'a Weights, tokens: &[Vec<u32>], space: &Space, memory: u64) -> Result<Self> {
-        Forward::new(Cpu::new(weights), graph(weights)?, tokens, space, memory)
+    pub fn on_cpu(
+        weights: &'a Weights,
+        precision: Precision,
+        tokens: &[Vec<u32>],
+        space: &Space,
+        memory: u64,
+    ) -> Result<Self> {
+        Forward::new(Cpu::new(weights, precision), graph(weights)?, tokens, space, memory)
     }
 }
 

@@ -43,7 +43,7 @@ pub mod windows;
 
 pub use error::{Error, Result};
 pub use evaluate::evaluate;
-pub use options::{Input, Options};
+pub use options::{Input, Options, Precision};
 pub use outcome::Outcome;
 pub use progress::Progress;
 pub use tokenizer::Tokenizer;

@@ -19,7 +19,7 @@ pub struct Outcome {
     pub reference: Option<Model>,
     /// The text, or the file of token ids.
     pub input: ModelFile,
-    /// How, in one line: chunks, context, what was scored, BOS.
+    /// How, in one line: chunks, context, what was scored, BOS, precision if it is not F32.
     pub protocol: String,
     /// The figures.
     #[serde(flatten)]

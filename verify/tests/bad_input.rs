@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use halfbyte_verify::{Error, Input, Options, evaluate, progress::Silent};
+use halfbyte_verify::{Error, Input, Options, Precision, evaluate, progress::Silent};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 const WIDTH: usize = 32;
@@ -65,6 +65,7 @@ fn error(model: &Path, against: Option<&Path>, tokens: &Path) -> Error {
         chunks: None,
         stride: None,
         logits: Some(tokens.with_file_name("logits.safetensors")),
+        precision: Precision::F32,
         threads: Some(1),
         memory: 1 << 20,
     };
@@ -134,6 +135,7 @@ fn a_file_without_token_ids_is_refused() {
         chunks: None,
         stride: None,
         logits: None,
+        precision: Precision::F32,
         threads: None,
         memory: 1 << 20,
     };

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use halfbyte_verify::Precision;
 use halfbyte_verify::forward::Forward;
 use halfbyte_verify::store::Space;
 use halfbyte_verify::weights::Weights;
@@ -19,7 +20,8 @@ fn fixture() -> PathBuf {
 fn logits(model: &Path) -> Vec<f32> {
     let weights = Weights::open(model).expect("model");
     let tokens = vec![(0..24u32).map(|i| (i * 97 + 13) % 2048).collect::<Vec<_>>()];
-    let mut forward = Forward::on_cpu(&weights, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding");
+    let mut forward =
+        Forward::on_cpu(&weights, Precision::F32, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding");
     for layer in 0..forward.layers() {
         forward.layer(layer).expect("layer");
     }

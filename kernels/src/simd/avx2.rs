@@ -83,6 +83,7 @@ unsafe impl Simd for Avx2 {
 
         fn add_i(a: I32, b: I32) -> I32 { _mm256_add_epi32(a, b) }
         fn sub_i(a: I32, b: I32) -> I32 { _mm256_sub_epi32(a, b) }
+        fn dot_i16(a: I32, b: I32, sum: I32) -> I32 { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
         fn min_i(a: I32, b: I32) -> I32 { _mm256_min_epi32(a, b) }
         fn max_i(a: I32, b: I32) -> I32 { _mm256_max_epi32(a, b) }
         fn and_i(a: I32, b: I32) -> I32 { _mm256_and_si256(a, b) }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{Kernel, LANES, Simd};
 
-/// x86-64 with AVX-512 F, BW, DQ and VL.
+/// x86-64 with AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
 #[derive(Clone, Copy)]
 pub struct Avx512(());
 
@@ -14,7 +14,8 @@ impl Avx512 {
         (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl"))
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni"))
         .then_some(Avx512(()))
     }
 }
@@ -75,6 +76,7 @@ unsafe impl Simd for Avx512 {
         fn store_i(v: __m512i, p: &mut [i32; LANES]) { _mm512_storeu_epi32(p.as_mut_ptr(), v) }
         fn add_i(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn sub_i(a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
+        fn dot_i16(a: __m512i, b: __m512i, sum: __m512i) -> __m512i { _mm512_dpwssd_epi32(sum, a, b) }
         fn min_i(a: __m512i, b: __m512i) -> __m512i { _mm512_min_epi32(a, b) }
         fn max_i(a: __m512i, b: __m512i) -> __m512i { _mm512_max_epi32(a, b) }
         fn and_i(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }
@@ -200,7 +202,7 @@ unsafe impl Simd for Avx512 {
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         fn enter<K: Kernel>(s: Avx512, kernel: K) -> K::Output {
             kernel.run(s)
         }

@@ -97,6 +97,8 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     fn store_i(self, v: Self::I32, p: &mut [i32; LANES]);
     fn add_i(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn sub_i(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// `sum + a₀ · b₀ + a₁ · b₁`, wrapping, where a lane's low half is the signed 16-bit integer 0 and its high half integer 1.
+    fn dot_i16(self, a: Self::I32, b: Self::I32, sum: Self::I32) -> Self::I32;
     fn min_i(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn max_i(self, a: Self::I32, b: Self::I32) -> Self::I32;
     fn and_i(self, a: Self::I32, b: Self::I32) -> Self::I32;
@@ -161,7 +163,7 @@ pub enum Isa {
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     /// AArch64.

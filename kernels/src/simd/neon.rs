@@ -87,6 +87,12 @@ unsafe impl Simd for Neon {
 
         fn add_i(a: I32, b: I32) -> I32 { vaddq_s32(a, b) }
         fn sub_i(a: I32, b: I32) -> I32 { vsubq_s32(a, b) }
+        // Products of pairs, then the sums of neighbours.
+        fn dot_i16(a: I32, b: I32, sum: I32) -> I32 {{
+            let (a, b) = (vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b));
+            let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+            vaddq_s32(sum, vpaddq_s32(low, vmull_high_s16(a, b)))
+        }}
         fn min_i(a: I32, b: I32) -> I32 { vminq_s32(a, b) }
         fn max_i(a: I32, b: I32) -> I32 { vmaxq_s32(a, b) }
         fn and_i(a: I32, b: I32) -> I32 { vandq_s32(a, b) }

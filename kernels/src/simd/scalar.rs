@@ -171,6 +171,12 @@ unsafe impl Simd for Scalar {
         zip(a, b, i32::wrapping_sub)
     }
     #[inline(always)]
+    fn dot_i16(self, a: Self::I32, b: Self::I32, sum: Self::I32) -> Self::I32 {
+        let product = |a: i32, b: i32| i32::from(a as i16) * i32::from(b as i16);
+        let products = zip(a, b, |a, b| product(a, b).wrapping_add(product(a >> 16, b >> 16)));
+        zip(sum, products, i32::wrapping_add)
+    }
+    #[inline(always)]
     fn min_i(self, a: Self::I32, b: Self::I32) -> Self::I32 {
         zip(a, b, i32::min)
     }

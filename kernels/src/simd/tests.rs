@@ -128,6 +128,7 @@ impl Kernel for EveryOperation {
             integers("splat_i", s.splat_i(EDGES_I[turn % 16]));
             integers("add_i", s.add_i(x, y));
             integers("sub_i", s.sub_i(x, y));
+            integers("dot_i16", s.dot_i16(x, y, s.splat_i(EDGES_I[turn % 16])));
             integers("min_i", s.min_i(x, y));
             integers("max_i", s.max_i(x, y));
             integers("and_i", s.and_i(x, y));

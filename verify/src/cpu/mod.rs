@@ -4,6 +4,7 @@ mod attention;
 mod buffers;
 mod delta;
 mod linear;
+mod product;
 
 use std::ops::Range;
 
@@ -13,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::ops::{Activation, Attention, DeltaRule, Ops, Rotary, Sequences};
+use crate::options::Precision;
 use crate::weights::{Linear, Stack, Weights};
 
 /// Values that one core works on at a time where every value is for itself.
@@ -21,12 +23,13 @@ const CHUNK: usize = 1 << 16;
 /// The processor, and the model whose weights it multiplies with.
 pub struct Cpu<'a> {
     weights: &'a Weights,
+    precision: Precision,
 }
 
 impl Cpu<'_> {
-    /// For a model's graph.
-    pub fn new(weights: &Weights) -> Cpu<'_> {
-        Cpu { weights }
+    /// For a model's graph, to multiply with its weights in this precision.
+    pub fn new(weights: &Weights, precision: Precision) -> Cpu<'_> {
+        Cpu { weights, precision }
     }
 }
 
@@ -153,11 +156,11 @@ impl Ops for Cpu<'_> {
     }
 
     fn linear(&self, x: &Rows, w: &Linear) -> Result<Rows> {
-        linear::linear(self.weights, x, w)
+        linear::linear(self.weights, self.precision, x, w)
     }
 
     fn per_head(&self, x: &Rows, w: &Stack, transposed: bool) -> Result<Rows> {
-        linear::per_head(self.weights, x, w, transposed)
+        linear::per_head(self.weights, self.precision, x, w, transposed)
     }
 
     fn rms_norm(&self, x: &Rows, group: usize, gain: Option<&[f32]>, eps: f64) -> Rows {

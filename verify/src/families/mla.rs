@@ -235,6 +235,7 @@ mod tests {
 
     use super::*;
     use crate::cpu::Cpu;
+    use crate::options::Precision;
 
     /// The absorbed form, as llama.cpp runs it: queries go into the latent, which all heads share as key and value.
     fn attend_absorbed<O: Ops>(
@@ -269,7 +270,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/tiny-deepseek");
         let weights = Weights::open(&folder).expect("fixture");
         let graph = read(&weights).expect("graph");
-        let ops = Cpu::new(&weights);
+        let ops = Cpu::new(&weights, Precision::F32);
         let sequences = Sequences { lengths: vec![40, 7] };
         let tokens: Vec<u32> = (0..47).map(|i| (i * i * 7 + 3) % 2048).collect();
         let x = graph.ends.embed(&ops, &tokens).expect("embedding");
