@@ -32,6 +32,7 @@ pub fn run(args: &args::Quantize) -> Result<()> {
         format: args.format.clone(),
         overrides: args.tensors.clone(),
         shard_size: args.shard_size,
+        shard_after: Vec::new(),
         align: args.align,
         allow_nonfinite: args.allow_nonfinite,
     };

@@ -11,6 +11,7 @@
 //! - [`gguf`]: llama.cpp's container.
 //! - [`mlx`]: the folders of mlx-lm; [`mlx_folder`]: the same as a source.
 //! - [`summary`]: what a model on disk holds.
+//! - [`order`]: the order of tensors in a GGUF file.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
 //! - [`tokenizer`]: a checkpoint's tokenizer as GGUF metadata.
 //! - [`metadata`]: all metadata of a GGUF file, with what the [`model_card`] says.
@@ -32,10 +33,12 @@ pub mod mlx_folder;
 pub mod model_card;
 mod mxfp4;
 mod older_keys;
+pub mod order;
 pub mod output;
 pub mod rows;
 pub mod safetensors;
 pub mod scales;
+mod shards;
 pub mod summary;
 pub mod tensor;
 pub mod tokenizer;

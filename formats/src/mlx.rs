@@ -7,7 +7,7 @@
 //! # Alignment
 //! safetensors allows no gap between tensors, so alignment can only come from order. The header is padded with spaces until
 //! the data starts at a multiple of 64 bytes; within a shard the tensors whose length is a multiple of 64 come first, then
-//! those of 32, 16 and so on. So every tensor starts at a multiple of the largest power of two, up to 64, that divides its
+//! those of 32, 16 and so on, each in the model's own order. So every tensor starts at a multiple of the largest power of two, up to 64, that divides its
 //! length: all matrices at 64 bytes, and whatever is left at least at a multiple of its element.
 
 use std::collections::HashSet;
@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::layout::{Layout, OutputFile, Placement};
 use crate::older_keys::add_older_keys;
 use crate::safetensors::INDEX_NAME;
+use crate::shards::{Piece, shards};
 
 /// The most bytes of tensors that mlx-lm puts into a shard: 5 GiB.
 pub const SHARD_SIZE: u64 = 5 << 30;
@@ -35,6 +36,8 @@ pub struct Tensor<'a> {
     pub name: &'a str,
     /// Whether `name` is a module's path.
     pub module: bool,
+    /// The layer it belongs to, if any.
+    pub layer: Option<u32>,
     /// Row-major, outermost dimension first.
     pub shape: &'a [u64],
     /// A quantization mode of MLX, or a float.
@@ -44,8 +47,10 @@ pub struct Tensor<'a> {
 /// What is written beside the tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
-    /// The most bytes of tensors in a shard; one larger tensor gets a shard of its own.
+    /// The most bytes of tensors in a shard, which ends with a layer where it can; one larger tensor gets a shard of its own.
     pub shard_size: u64,
+    /// A shard ends behind each of these layers.
+    pub shard_after: &'a [u32],
     /// Free strings for every shard's header, beside `format`.
     pub metadata: &'a [(&'a str, &'a str)],
 }
@@ -102,14 +107,18 @@ pub fn layout(tensors: &[Tensor<'_>], options: &Options<'_>) -> Result<Layout> {
         }
     }
 
-    let shards = shards(planes, options.shard_size);
+    let pieces: Vec<_> =
+        planes.iter().map(|plane| Piece { layer: tensors[plane.of.0].layer, len: plane.len }).collect();
+    let shards = shards(&pieces, Some(options.shard_size), options.shard_after);
     let count = shards.len();
+    let mut planes = planes.into_iter();
     let nowhere = Placement { file: 0, offset: 0, len: 0 };
     let places = tensors.iter().map(|tensor| vec![nowhere; tensor.format.planes.len()]).collect();
     let mut layout = Layout { files: Vec::with_capacity(count + 1), planes: places };
     let mut weight_map = Vec::new();
     let mut total_size = 0;
-    for (file, mut shard) in shards.into_iter().enumerate() {
+    for (file, range) in shards.into_iter().enumerate() {
+        let mut shard: Vec<_> = planes.by_ref().take(range.len()).collect();
         shard.sort_by_key(|plane| std::cmp::Reverse(plane.len.trailing_zeros().min(ALIGNMENT.ilog2())));
         let name = match count {
             1 => "model.safetensors".to_owned(),
@@ -139,7 +148,7 @@ pub fn layout(tensors: &[Tensor<'_>], options: &Options<'_>) -> Result<Layout> {
 
 /// The tensor's planes, once it is sure that MLX can hold them.
 fn tensor_planes(tensor: &Tensor<'_>, index: usize) -> Result<Vec<Plane>> {
-    let &Tensor { name, module, shape, format } = tensor;
+    let &Tensor { name, module, shape, format, .. } = tensor;
     let refused = || Error::NotInContainer {
         tensor: name.to_owned(),
         format: format.name,
@@ -175,23 +184,6 @@ fn tensor_planes(tensor: &Tensor<'_>, index: usize) -> Result<Vec<Plane>> {
         planes.push(Plane { name, dtype, shape, len, of: (index, plane) });
     }
     Ok(planes)
-}
-
-/// Cuts the planes into runs of at most `limit` bytes; a larger one is a run of its own.
-fn shards(planes: Vec<Plane>, limit: u64) -> Vec<Vec<Plane>> {
-    let mut shards = vec![Vec::new()];
-    let mut size = 0;
-    for plane in planes {
-        if size > 0 && size + plane.len > limit {
-            shards.push(Vec::new());
-            size = 0;
-        }
-        size += plane.len;
-        if let Some(shard) = shards.last_mut() {
-            shard.push(plane);
-        }
-    }
-    shards
 }
 
 /// The length and the JSON of a shard's header, padded so that the data behind it is aligned.

@@ -47,6 +47,8 @@ pub struct Options {
     pub overrides: Vec<String>,
     /// Largest file in bytes, if not the container's default.
     pub shard_size: Option<u64>,
+    /// Layers behind which a file ends in any case: where one device's part ends and the next one's begins.
+    pub shard_after: Vec<u32>,
     /// Alignment of tensors, if not the default of 32 (GGUF only).
     pub align: Option<u32>,
     /// Whether NaN and infinite weights are let through.
@@ -174,12 +176,14 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
         .map(|(output, format)| mlx::Tensor {
             name: &output.name,
             module: output.quantizable,
+            layer: output.layer,
             shape: &output.shape,
             format,
         })
         .collect();
     let file = mlx::Options {
         shard_size: options.shard_size.unwrap_or(mlx::SHARD_SIZE),
+        shard_after: &options.shard_after,
         metadata: &[("halfbyte.recipe", hash.as_str())],
     };
     let mut layout = mlx::layout(&tensors, &file)?;
@@ -214,7 +218,12 @@ impl Plan {
             .outputs
             .iter()
             .zip(&self.choices.formats)
-            .map(|(output, format)| gguf::write::Tensor { name: &output.name, shape: &output.shape, format })
+            .map(|(output, format)| gguf::write::Tensor {
+                name: &output.name,
+                layer: output.layer,
+                shape: &output.shape,
+                format,
+            })
             .collect();
         // Only `.gguf` is an ending: `llama-3.1-8b` has none.
         let name = out.file_name().unwrap_or_default().to_string_lossy();
@@ -224,6 +233,7 @@ impl Plan {
             stem: &stem,
             alignment: options.align.unwrap_or(GGUF_ALIGN),
             shard_size: Some(options.shard_size.unwrap_or(GGUF_SHARD)),
+            shard_after: &options.shard_after,
         };
         let layout = gguf::write::layout(metadata, &tensors, &file)?;
         let dir = out.parent().map(Path::to_owned).unwrap_or_default();
@@ -263,6 +273,7 @@ fn recipe(
         overrides: options.overrides.clone(),
         align: u64::from(options.align.unwrap_or(GGUF_ALIGN)),
         shard_size: options.shard_size,
+        shard_after: options.shard_after.clone(),
         allow_nonfinite: options.allow_nonfinite,
         source: source_files(source),
         tensor: tensor

@@ -21,6 +21,9 @@ pub struct Recipe {
     /// Largest file in bytes; none if the container does not split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard_size: Option<u64>,
+    /// Layers behind which a file ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shard_after: Vec<u32>,
     /// Whether NaN and infinite weights are let through.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_nonfinite: bool,
@@ -93,6 +96,7 @@ mod tests {
             overrides: vec!["attn_v=q8_0".into()],
             align: 32,
             shard_size: None,
+            shard_after: vec![],
             allow_nonfinite: false,
             source: vec![SourceFile {
                 name: "model.safetensors".into(),

@@ -120,6 +120,7 @@ fn job(dir: &Path, source: Source, format_name: &str) -> Job {
         overrides: vec![],
         align: 1,
         shard_size: None,
+        shard_after: vec![],
         allow_nonfinite: false,
         source: vec![],
         tensor: choices.collect(),

@@ -15,9 +15,11 @@ from pathlib import Path
 import checkpoint
 import numpy as np
 from checks import Checks, quantize
+from gguf import GGUFReader
 from llama import Llama
 from measure import divergence
 from mlx_model import MlxModel
+from order import problems
 from safetensors.numpy import load_file, save_file
 
 # Formats without loss (the checkpoints are in bfloat16) -> the largest difference of any ln p, relative to the largest |logit|,
@@ -150,6 +152,10 @@ def check_family(checks, halfbyte, oracle, scratch):
         consumer, run = RUN[to]
         label = f"{family} {to} {form}: {consumer}"
         out = quantize(halfbyte, source, to, form, scratch / f"{family}-{form}{'.gguf' if to == 'gguf' else ''}")
+        if form == "f32":
+            tensors = sorted(GGUFReader(out).tensors, key=lambda tensor: tensor.data_offset)
+            wrong = problems([tensor.name for tensor in tensors])
+            checks.that(not wrong, f"{family}: {len(tensors)} tensors in order of execution {wrong or ''}")
         length = window if (family, to) in SEES_ALL else None
         here, there = run(out, [ids[:length] for ids in sequences], vocabulary), truth[:, :length]
         errors = np.abs(np.maximum(here, FLOOR) - np.maximum(there, FLOOR)).max(-1) / largest

@@ -14,6 +14,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from llama import Llama
 from measure import divergence, relative_error
+from order import problems
 from tokenizers import Tokenizer
 
 # Format -> the largest mean divergence (nats) from the F32 file's distributions: three to ten times what llama-quantize's own
@@ -123,6 +124,24 @@ def check_split(checks, halfbyte, scratch):
     checks.that(Llama(parts[0]).greedy(prompt, 8) == Llama(single).greedy(prompt, 8), "llama.cpp runs the shards as it runs the single file")
 
 
+def check_alignment(checks, halfbyte, scratch):
+    """Tensors at multiples of a page, in one file and in shards, load as those at multiples of 32 bytes do and compute the same."""
+    for model in ("tiny-llama", "tiny-deepseek"):
+        prompt, vocabulary = expected_of(model)["greedy"][0]["prompt_ids"], json.loads((FIXTURES / model / "config.json").read_text())["vocab_size"]
+        plain = quantize(halfbyte, FIXTURES / model, "gguf", "q4_k_m", scratch / f"{model}-plain.gguf")
+        bytes_of = lambda paths: {t.name: t.data.tobytes() for path in paths for t in GGUFReader(path).tensors}
+        one, reference = bytes_of([plain]), Llama(plain).distribution(prompt, vocabulary)
+        for align in (4096, 16384):
+            for split in ([], ["--shard-size", "1MB"]):
+                stem = f"{model}-{align}{'-split' if split else ''}"
+                quantize(halfbyte, FIXTURES / model, "gguf", "q4_k_m", scratch / f"{stem}.gguf", "--align", align, *split)
+                paths = sorted(scratch.glob(f"{stem}-*-of-*.gguf")) if split else [scratch / f"{stem}.gguf"]
+                stray = [t.name for path in paths for t in GGUFReader(path).tensors if t.data_offset % align]
+                checks.that(not stray and one == bytes_of(paths), f"{model} aligned to {align} in {len(paths)} files: every tensor, where it should be")
+                same = np.array_equal(Llama(paths[0]).distribution(prompt, vocabulary), reference)
+                checks.that(same, f"{model} aligned to {align} in {len(paths)} files: llama.cpp computes the same probabilities to the last bit")
+
+
 def check_gguf_source(checks, halfbyte, scratch):
     """A lossless GGUF as the source gives the tensors that the checkpoint gives; a quantized one is taken with a warning."""
     source = FIXTURES / "tiny-llama"
@@ -131,6 +150,8 @@ def check_gguf_source(checks, halfbyte, scratch):
     detour = quantize(halfbyte, bf16, "gguf", "q4_k_m", scratch / "detour.gguf")
     one, other = ({t.name: (t.tensor_type, t.data.tobytes()) for t in GGUFReader(path).tensors} for path in (direct, detour))
     checks.that(one == other, "q4_k_m from the BF16 GGUF holds the tensors of q4_k_m from the checkpoint")
+    wrong = [problem for path in (direct, detour) for problem in problems([t.name for t in GGUFReader(path).tensors])]
+    checks.that(not wrong, f"both in order of execution {wrong or ''}")
     prompt = expected_of("tiny-llama")["greedy"][0]["prompt_ids"]
     checks.that(Llama(direct).greedy(prompt, 8) == Llama(detour).greedy(prompt, 8), "llama.cpp runs both alike")
     again = run(halfbyte, "quantize", direct, "--format", "q4_0", "--out", scratch / "again.gguf")
@@ -152,6 +173,7 @@ def main(halfbyte, scratch):
     for model in ("tiny-llama", "tiny-deepseek"):
         check_model(checks, halfbyte, scratch, model)
     checks.case("split", check_split, checks, halfbyte, scratch)
+    checks.case("alignment", check_alignment, checks, halfbyte, scratch)
     checks.case("GGUF as the source", check_gguf_source, checks, halfbyte, scratch)
     checks.case("inspect", check_inspect, checks, halfbyte, scratch)
     checks.close()

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Target;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::order;
 use crate::output::{Class, Content, Map, OutputTensor, Part};
 use crate::tensor::{TensorId, TensorSource};
 
@@ -294,14 +295,17 @@ impl<'a> Builder<'a> {
         self.push(name, class, true, &[heads, rows, columns], Content::Parts((0..heads).map(part).collect()));
     }
 
-    /// The collected tensors, if nothing of the checkpoint is left over.
-    pub fn finish(self) -> Result<Vec<OutputTensor>> {
+    /// The collected tensors in order of execution, if nothing of the checkpoint is left over.
+    pub fn finish(mut self) -> Result<Vec<OutputTensor>> {
         let is_left = |(id, used): (usize, &bool)| {
             let name = &self.source.meta(TensorId(id)).name;
             (!used && !self.is_scale_of_used(name) && !self.is_left_out(name)).then_some(name.as_str())
         };
         let left: Vec<&str> = self.used.iter().enumerate().filter_map(is_left).collect();
         if left.is_empty() {
+            if self.target == Target::Gguf {
+                order::sort(&mut self.tensors);
+            }
             return Ok(self.tensors);
         }
         let names = left.iter().take(5).copied().collect::<Vec<_>>().join(", ");

@@ -1,12 +1,13 @@
-//! A GGUF file as the source: its tensors keep their names and order, only their types change.
+//! A GGUF file as the source: its tensors keep their names; their types change, and their order becomes that of execution.
 
+use crate::order;
 use crate::output::{Class, Content, Map, OutputTensor, Part};
 use crate::tensor::{TensorId, TensorSource};
 
-/// One output tensor for each of the source's.
+/// One output tensor for each of the source's, in order of execution.
 pub fn gguf_tensors(source: &dyn TensorSource) -> Vec<OutputTensor> {
     let tensors = source.tensors().iter().enumerate();
-    tensors
+    let mut outputs: Vec<_> = tensors
         .map(|(id, meta)| {
             let part = Part {
                 source: TensorId(id),
@@ -24,7 +25,9 @@ pub fn gguf_tensors(source: &dyn TensorSource) -> Vec<OutputTensor> {
                 content: Content::Parts(vec![part]),
             }
         })
-        .collect()
+        .collect();
+    order::sort(&mut outputs);
+    outputs
 }
 
 /// What a GGUF tensor is for, by its name (`gguf-py/gguf/constants.py`, `TENSOR_NAMES`).

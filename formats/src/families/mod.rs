@@ -55,7 +55,7 @@ struct Family {
     model_type: &'static str,
     /// `general.architecture` of its GGUF files.
     arch: &'static str,
-    /// Lists the tensors, in order of execution.
+    /// Lists the tensors, layer by layer.
     tensors: fn(&mut Builder) -> Result<()>,
     /// States the hyper-parameters.
     metadata: fn(&ModelConfig, &mut Keys) -> Result<()>,

@@ -4,8 +4,55 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::order;
 use crate::output::{Class, Content, Map, Part};
 use crate::tensor::{Dtype, SourceFile, TensorId, TensorMeta};
+
+/// [`super::plan`], of which every GGUF must be in order of execution.
+fn plan(config: &ModelConfig, source: &dyn TensorSource, target: Target) -> Result<Vec<OutputTensor>> {
+    let tensors = super::plan(config, source, target)?;
+    if target == Target::Gguf {
+        check_order(&tensors);
+    }
+    Ok(tensors)
+}
+
+/// Embedding, layer by layer attention and MLP or router, experts (together) and shared expert, then norm and head; and no name
+/// is unknown to the sorting.
+fn check_order(tensors: &[OutputTensor]) {
+    if let Some(stray) = tensors.iter().find(|tensor| !order::is_known(tensor)) {
+        panic!("{} has no place in the order", stray.name);
+    }
+    let stage = |tensor: &OutputTensor| match (tensor.layer, tensor.class) {
+        (None, Class::Output) => Some((u32::MAX, 9)),
+        (None, _) => (tensor.name == "output_norm.weight").then_some((u32::MAX, 8)).or(Some((0, 0))),
+        (Some(layer), class) => {
+            let part = match class {
+                Class::FfnGate | Class::FfnUp | Class::FfnDown => 2,
+                Class::Router if tensor.name.ends_with("ffn_gate_inp_shexp.weight") => 6,
+                Class::Router | Class::RouterBias => 3,
+                Class::ExpertGate | Class::ExpertUp | Class::ExpertDown => 4,
+                Class::SharedGate | Class::SharedUp | Class::SharedDown => 5,
+                // Norms are everywhere; of the rest only Gemma 4's projections come after the MLP.
+                Class::Vector | Class::Other => return None,
+                _ => 1,
+            };
+            Some((layer + 1, part))
+        }
+    };
+    assert_eq!(tensors[0].class, Class::Embedding);
+    let stages: Vec<_> = tensors.iter().filter_map(stage).collect();
+    let names: Vec<_> = tensors.iter().map(|tensor| &tensor.name).collect();
+    assert!(stages.is_sorted(), "{names:#?}");
+    let blocks: Vec<_> = tensors.iter().filter_map(|tensor| tensor.layer).collect();
+    assert!(blocks.is_sorted(), "{names:#?}");
+    for class in [Class::ExpertDown, Class::FfnDown, Class::SharedDown] {
+        for (at, down) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.class == class) {
+            let before = &tensors[at - 1].name;
+            assert!(before.contains("_up"), "{before} lies before {}", down.name);
+        }
+    }
+}
 
 mod llama_like;
 mod mla;
@@ -399,7 +446,7 @@ fn contradictions_are_named() {
 }
 
 #[test]
-fn a_gguf_source_keeps_its_tensors() {
+fn a_gguf_sources_tensors_are_put_in_order() {
     let source = Index::new([
         ("output.weight".into(), vec![8, 4]),
         ("blk.3.ffn_gate_inp.weight".into(), vec![2, 4]),
@@ -413,11 +460,11 @@ fn a_gguf_source_keeps_its_tensors() {
     assert_eq!(
         found,
         [
-            row("output.weight", Class::Output, None, true),
-            row("blk.3.ffn_gate_inp.weight", Class::Router, Some(3), false),
             row("blk.3.attn_q.bias", Class::Vector, Some(3), false),
-            row("blk.3.ssm_in.weight", Class::Other, Some(3), true),
             row("blk.3.ssm_conv1d.weight", Class::Other, Some(3), false),
+            row("blk.3.ssm_in.weight", Class::Other, Some(3), true),
+            row("blk.3.ffn_gate_inp.weight", Class::Router, Some(3), false),
+            row("output.weight", Class::Output, None, true),
         ]
     );
 }

@@ -4,6 +4,7 @@ use super::value::{Array, Metadata, Value};
 use super::{ALIGNMENT, DEFAULT_ALIGNMENT, MAGIC, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, split_suffix, types};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, OutputFile, Placement};
+use crate::shards::{Piece, shards};
 use kernels::Format;
 
 /// The longest tensor name that llama.cpp takes (`GGML_MAX_NAME` less the final zero).
@@ -14,6 +15,8 @@ const MAX_NAME: usize = 63;
 pub struct Tensor<'a> {
     /// Its name.
     pub name: &'a str,
+    /// The block it belongs to, if any.
+    pub layer: Option<u32>,
     /// Row-major, outermost dimension first.
     pub shape: &'a [u64],
     /// How it is stored.
@@ -27,8 +30,11 @@ pub struct Options<'a> {
     pub stem: &'a str,
     /// Where tensors start: a multiple of this power of two, in bytes.
     pub alignment: u32,
-    /// The most bytes of tensors in a file; one larger tensor gets a file of its own. `None`: one file for all.
+    /// The most bytes of tensors in a file, which ends with a layer where it can; one larger tensor gets a file of its own.
+    /// `None`: no limit.
     pub shard_size: Option<u64>,
+    /// A file ends behind each of these layers.
+    pub shard_after: &'a [u32],
 }
 
 /// Lays out a model: one file `<stem>.gguf`, or as many as the shard size asks for, named and keyed as llama.cpp's
@@ -56,7 +62,12 @@ pub fn layout(metadata: &Metadata, tensors: &[Tensor<'_>], options: &Options<'_>
         lens.push(checked_len(tensor, &name, alignment)?);
     }
 
-    let shards = split(&lens, alignment, options.shard_size);
+    let pieces: Vec<_> = tensors
+        .iter()
+        .zip(&lens)
+        .map(|(tensor, len)| Piece { layer: tensor.layer, len: len.next_multiple_of(alignment) })
+        .collect();
+    let shards = shards(&pieces, options.shard_size, options.shard_after);
     let count = u16::try_from(shards.len()).map_err(|_| Error::TooManyShards { shards: shards.len() })?;
     let mut layout = Layout { files: Vec::new(), planes: Vec::with_capacity(tensors.len()) };
     for (no, range) in (0u16..).zip(shards) {
@@ -97,7 +108,7 @@ fn is_ours(key: &str) -> bool {
 
 /// The tensor's bytes, once it is sure that it can be stored.
 fn checked_len(tensor: &Tensor<'_>, file: &str, alignment: u64) -> Result<u64> {
-    let &Tensor { name, shape, format } = tensor;
+    let &Tensor { name, shape, format, .. } = tensor;
     if name.len() > MAX_NAME {
         return Err(Error::NameTooLong { tensor: name.to_owned(), len: name.len() });
     }
@@ -124,22 +135,6 @@ fn checked_len(tensor: &Tensor<'_>, file: &str, alignment: u64) -> Result<u64> {
         // Room for the padding and for the sum of all tensors.
         .filter(|len| *len < u64::MAX >> 16 && len.checked_next_multiple_of(alignment).is_some())
         .ok_or_else(bad_shape)
-}
-
-/// Cuts the tensors into runs of at most `limit` padded bytes; a larger tensor is a run of its own.
-fn split(lens: &[u64], alignment: u64, limit: Option<u64>) -> Vec<std::ops::Range<usize>> {
-    let mut shards = Vec::new();
-    let (mut start, mut size) = (0, 0u64);
-    for (i, len) in lens.iter().enumerate() {
-        let padded = len.next_multiple_of(alignment);
-        if i > start && limit.is_some_and(|limit| size + padded > limit) {
-            shards.push(start..i);
-            (start, size) = (i, 0);
-        }
-        size += padded;
-    }
-    shards.push(start..lens.len());
-    shards
 }
 
 /// The first bytes of a file, up to its first tensor, and where each tensor starts behind them.

@@ -40,7 +40,8 @@ fn a_gguf_is_known_by_its_first_bytes() {
     metadata.set("general.architecture", "llama");
     write(
         folder.path(),
-        &layout(&metadata, &[], &Options { stem: "m", alignment: 32, shard_size: None }).unwrap(),
+        &layout(&metadata, &[], &Options { stem: "m", alignment: 32, shard_size: None, shard_after: &[] })
+            .unwrap(),
     );
     fs::rename(folder.path().join("m.gguf"), folder.path().join("model")).unwrap();
     fs::write(folder.path().join("config.json"), "{}").unwrap();

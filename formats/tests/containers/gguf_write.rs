@@ -7,14 +7,14 @@ use tempfile::TempDir;
 
 use crate::{names, write};
 
-const OPTIONS: Options<'_> = Options { stem: "model", alignment: 32, shard_size: None };
+const OPTIONS: Options<'_> = Options { stem: "model", alignment: 32, shard_size: None, shard_after: &[] };
 
 fn format(name: &str) -> &'static Format {
     table::gguf(name).unwrap()
 }
 
 fn tensor<'a>(name: &'a str, shape: &'a [u64], format_name: &str) -> Tensor<'a> {
-    Tensor { name, shape, format: format(format_name) }
+    Tensor { name, layer: None, shape, format: format(format_name) }
 }
 
 fn metadata() -> Metadata {
@@ -99,6 +99,24 @@ fn shards_end_at_tensors_and_a_large_tensor_has_its_own() {
 }
 
 #[test]
+fn shards_end_with_layers() {
+    let layers = [None, Some(0), Some(0), Some(1), Some(1), None];
+    let names = ["embedding", "a", "b", "c", "d", "head"];
+    let tensors: Vec<_> = names
+        .iter()
+        .zip(layers)
+        .map(|(name, layer)| Tensor { layer, ..tensor(name, &[16], "f32") })
+        .collect();
+    let files = |shard_size, shard_after: &[u32]| {
+        let layout = layout(&metadata(), &tensors, &Options { shard_size, shard_after, ..OPTIONS }).unwrap();
+        layout.planes.iter().map(|planes| planes[0].file).collect::<Vec<_>>()
+    };
+    assert_eq!(files(Some(256), &[]), [0, 0, 0, 1, 1, 1]);
+    assert_eq!(files(None, &[1]), [0, 0, 0, 0, 0, 1]);
+    assert_eq!(files(Some(256), &[0, 1]), [0, 0, 0, 1, 1, 2]);
+}
+
+#[test]
 fn the_splits_of_a_source_are_forgotten() {
     let mut given = metadata();
     given.set("split.count", 3u16);
@@ -157,7 +175,7 @@ fn rows_that_a_format_can_not_hold_are_refused() {
 fn a_format_of_another_container_is_refused() {
     static OTHER: Format =
         Format { name: "q4_k", block: 256, planes: &[144], encode: None, decode: |_, _, _, _| {} };
-    let error = refused(&[Tensor { name: "a", shape: &[256], format: &OTHER }], &OPTIONS);
+    let error = refused(&[Tensor { name: "a", layer: None, shape: &[256], format: &OTHER }], &OPTIONS);
     assert!(matches!(error, Error::NotInContainer { .. }));
     names(&error, &["tensor a", "GGUF", "q4_k"]);
 }

@@ -16,15 +16,15 @@ fn mode(name: &str) -> &'static Format {
 }
 
 fn options() -> Options<'static> {
-    Options { shard_size: SHARD_SIZE, metadata: &[] }
+    Options { shard_size: SHARD_SIZE, shard_after: &[], metadata: &[] }
 }
 
 fn module<'a>(name: &'a str, shape: &'a [u64], format: &'static Format) -> Tensor<'a> {
-    Tensor { name, module: true, shape, format }
+    Tensor { name, module: true, layer: None, shape, format }
 }
 
 fn plain<'a>(name: &'a str, shape: &'a [u64]) -> Tensor<'a> {
-    Tensor { name, module: false, shape, format: &float::BF16 }
+    Tensor { name, module: false, layer: None, shape, format: &float::BF16 }
 }
 
 fn written(layout: &Layout) -> (TempDir, Safetensors) {
@@ -83,7 +83,7 @@ fn planes_have_mlx_names_types_and_shapes() {
 #[test]
 fn strings_of_the_caller_are_in_every_header() {
     let tensors = [plain("a", &[32]), plain("b", &[32])];
-    let options = Options { shard_size: 64, metadata: &[("recipe", "ü\"")] };
+    let options = Options { shard_size: 64, shard_after: &[], metadata: &[("recipe", "ü\"")] };
     let layout = layout(&tensors, &options).unwrap();
     for file in &layout.files[..2] {
         let text = String::from_utf8(file.header[8..].to_vec()).unwrap();
@@ -108,6 +108,21 @@ fn shards_and_index_are_those_of_mlx_lm() {
         })
     );
     assert_eq!(written(&layout).1.files().len(), 3);
+}
+
+#[test]
+fn shards_end_with_layers_and_keep_the_order() {
+    let layer = |layer, name| Tensor { layer, ..plain(name, &[64]) };
+    let tensors =
+        [layer(None, "a"), layer(Some(0), "b"), layer(Some(0), "c"), layer(Some(1), "d"), layer(None, "e")];
+    let places = |shard_size, shard_after: &[u32]| {
+        let layout = layout(&tensors, &Options { shard_size, shard_after, ..options() }).unwrap();
+        layout.planes.iter().map(|planes| (planes[0].file, planes[0].offset)).collect::<Vec<_>>()
+    };
+    let files = |places: Vec<(usize, u64)>| places.into_iter().map(|place| place.0).collect::<Vec<_>>();
+    assert_eq!(files(places(256, &[])), [0, 1, 1, 2, 2], "a and one half of layer 0 would fit");
+    assert_eq!(files(places(1 << 20, &[0])), [0, 0, 0, 1, 1]);
+    assert!(places(1 << 20, &[]).is_sorted());
 }
 
 #[test]

@@ -19,9 +19,10 @@ fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
     let modes = MODES.map(|name| table::mlx(name).unwrap());
     let formats = modes.into_iter().chain([&float::BF16]);
-    let module = |(name, format)| Tensor { name, module: true, shape: &[3, 128], format };
+    let module = |(name, format)| Tensor { name, module: true, layer: None, shape: &[3, 128], format };
     let tensors: Vec<_> = ["a", "b", "c", "d", "e", "f"].into_iter().zip(formats).map(module).collect();
-    let layout = mlx::layout(&tensors, &Options { shard_size: 1000, metadata: &[] }).unwrap();
+    let layout =
+        mlx::layout(&tensors, &Options { shard_size: 1000, shard_after: &[], metadata: &[] }).unwrap();
     write(folder.path(), &layout);
     for (t, planes) in layout.planes.iter().enumerate() {
         for (p, place) in planes.iter().enumerate() {

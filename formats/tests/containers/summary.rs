@@ -20,8 +20,8 @@ fn tensor(name: &str, format: &str, shape: &[u64], bytes: u64, bits_per_weight: 
 
 fn mlx_folder(config: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
-    let options = mlx::Options { shard_size: 300, metadata: &[("recipe", "abc")] };
-    let module = |name, shape, format| mlx::Tensor { name, module: true, shape, format };
+    let options = mlx::Options { shard_size: 300, shard_after: &[], metadata: &[("recipe", "abc")] };
+    let module = |name, shape, format| mlx::Tensor { name, module: true, layer: None, shape, format };
     let tensors = [
         module("a", &[2, 2, 128], table::mlx("4bit-g64").unwrap()),
         module("b", &[2, 32], table::mlx("mxfp4").unwrap()),
@@ -95,10 +95,15 @@ fn a_gguf_shows_its_keys_and_types() {
     metadata.set("b", vec!["x".to_owned()]);
     metadata.set("c", f32::NAN);
     let tensors = [
-        gguf::write::Tensor { name: "x", shape: &[2, 256], format: table::gguf("q4_k").unwrap() },
-        gguf::write::Tensor { name: "y", shape: &[3], format: &float::F32 },
+        gguf::write::Tensor {
+            name: "x",
+            layer: None,
+            shape: &[2, 256],
+            format: table::gguf("q4_k").unwrap(),
+        },
+        gguf::write::Tensor { name: "y", layer: None, shape: &[3], format: &float::F32 },
     ];
-    let options = gguf::write::Options { stem: "m", alignment: 32, shard_size: None };
+    let options = gguf::write::Options { stem: "m", alignment: 32, shard_size: None, shard_after: &[] };
     write(folder.path(), &gguf::write::layout(&metadata, &tensors, &options).unwrap());
     let summary = open(&folder.path().join("m.gguf")).unwrap();
     assert_eq!(summary.container, "gguf");
