@@ -45,6 +45,7 @@ Examples:
   halfbyte quantize ./Qwen3-30B-A3B --to mlx --format 4bit-g64 --out qwen3-mlx
   halfbyte quantize ./model --format q4_k_m --tensor 'attn_v=q8_0' --tensor '^output.weight$=q6_k' --out m.gguf
   halfbyte quantize ./model --format q4_k_m --out m.gguf --dry-run
+  halfbyte quantize ./model --recipe model.toml --out m.gguf
 
 A run that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted and resumable.")]
@@ -55,8 +56,11 @@ pub struct Quantize {
     #[arg(long, value_enum, default_value_t = Container::Gguf)]
     pub to: Container,
     /// Mix or format: q4_k_m, iq4_xs, q8_0 … for GGUF; 4bit-g64, mxfp4 … for MLX (see `halfbyte formats`)
-    #[arg(long)]
-    pub format: String,
+    #[arg(long, required_unless_present = "recipe")]
+    pub format: Option<String>,
+    /// Do what this recipe says (TOML), in the place of --to, --format, --tensor, --shard-size and --align
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "format", "tensors", "shard_size", "align"])]
+    pub recipe: Option<PathBuf>,
     /// File (GGUF) or folder (MLX) to write
     #[arg(long)]
     pub out: PathBuf,
@@ -207,6 +211,21 @@ mod tests {
     #[test]
     fn the_grammar_holds_together() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_recipe_stands_for_all_that_it_says() {
+        let parses = |arguments: &str| {
+            let line = ["halfbyte", "quantize", "m", "--out", "o"].into_iter().chain(arguments.split(' '));
+            Args::try_parse_from(line).is_ok()
+        };
+        assert!(
+            parses("--format q4_0 --align 64") && parses("--recipe r.toml --threads 2 --allow-nonfinite")
+        );
+        assert!(!parses("--threads 2"), "neither format nor recipe");
+        for more in ["--format q4_0", "--to mlx", "--tensor a=q4_0", "--align 64", "--shard-size 1GB"] {
+            assert!(!parses(&format!("--recipe r.toml {more}")), "{more}");
+        }
     }
 
     #[test]

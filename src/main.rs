@@ -57,7 +57,10 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<quantize::Error>() {
         match error {
             quantize::Error::Interrupted { .. } => INTERRUPTED,
-            quantize::Error::Usage(_) | quantize::Error::Target(_) => USAGE,
+            quantize::Error::Usage(_)
+            | quantize::Error::Choice { .. }
+            | quantize::Error::Recipe { .. }
+            | quantize::Error::Target(_) => USAGE,
             _ => FAILED,
         }
     } else if let Some(error) = error.downcast_ref::<verify::Error>() {

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io::Write, time::Instant};
 
 use anyhow::Result;
 use quantize::{
+    RecipeFile,
     job::Job,
     journal::Entry,
     pass::Busy,
@@ -23,20 +24,7 @@ use crate::{
 
 /// Plans the job from headers, then shows the plan or runs it.
 pub fn run(args: &args::Quantize) -> Result<()> {
-    let container = match args.to {
-        args::Container::Gguf => Container::Gguf,
-        args::Container::Mlx => Container::Mlx,
-    };
-    let options = Options {
-        container,
-        format: args.format.clone(),
-        overrides: args.tensors.clone(),
-        shard_size: args.shard_size,
-        shard_after: Vec::new(),
-        align: args.align,
-        allow_nonfinite: args.allow_nonfinite,
-    };
-    let job = Job::plan(&args.source, &args.out, &options)?;
+    let job = plan(args)?;
     for warning in &job.warnings {
         eprintln!("warning: {warning}");
     }
@@ -71,6 +59,25 @@ pub fn run(args: &args::Quantize) -> Result<()> {
             if args.json { print_json(&done.json()) } else { done.print() }
         }
     }
+}
+
+/// By the recipe, or by the options.
+fn plan(args: &args::Quantize) -> Result<Job> {
+    if let Some(path) = &args.recipe {
+        return Ok(RecipeFile::read(path)?.plan(&args.source, &args.out, args.allow_nonfinite)?);
+    }
+    let container = match args.to {
+        args::Container::Gguf => Container::Gguf,
+        args::Container::Mlx => Container::Mlx,
+    };
+    let options = Options {
+        overrides: args.tensors.clone(),
+        shard_size: args.shard_size,
+        align: args.align,
+        allow_nonfinite: args.allow_nonfinite,
+        ..Options::new(container, args.format.as_deref().unwrap_or_default())
+    };
+    Ok(Job::plan(&args.source, &args.out, &options)?)
 }
 
 fn print_plan(job: &Job) -> Result<()> {
@@ -140,7 +147,7 @@ fn plan_json(job: &Job) -> Value {
         .collect();
     json!({
         "output": job.destination.path(),
-        "container": job.recipe.container,
+        "container": job.recipe.container.name(),
         "format": job.recipe.format,
         "recipe_sha256": job.recipe.hash(),
         "bytes": job.layout.files.iter().map(|file| file.len).sum::<u64>(),

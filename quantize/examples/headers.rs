@@ -12,14 +12,7 @@ use halfbyte_quantize::{
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [source, format, out] = &arguments[..] else { return Err("give: SOURCE FORMAT OUT.gguf".into()) };
-    let options = Options {
-        container: Container::Gguf,
-        format: format.clone(),
-        overrides: Vec::new(),
-        shard_size: Some(u64::MAX),
-        align: None,
-        allow_nonfinite: false,
-    };
+    let options = Options { shard_size: Some(u64::MAX), ..Options::new(Container::Gguf, format) };
     let job = Job::plan(Path::new(source), Path::new(out), &options)?;
     for file in &job.layout.files {
         let mut writer = File::create(Path::new(out).with_file_name(&file.name))?;

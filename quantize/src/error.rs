@@ -1,6 +1,11 @@
 //! What can stop a job. Each message names the file, the tensor and the numbers, and says what to do next.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use crate::recipe_file::Key;
 
 /// A condition that stops a job.
 #[derive(Debug, thiserror::Error)]
@@ -146,9 +151,69 @@ pub enum Error {
     /// The target is unknown, or its description wrong.
     #[error(transparent)]
     Target(#[from] crate::target::Error),
-    /// The format's name, an override or another choice of the user is at fault.
+    /// A choice of the user is at fault.
+    #[error("{choice}: {detail}")]
+    Choice {
+        /// Which.
+        choice: Choice,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A recipe is at fault.
+    #[error("{path}, line {line}: {detail}")]
+    Recipe {
+        /// The recipe's file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Wrong use in another way.
     #[error("{0}")]
     Usage(String),
+}
+
+/// Something that the user chooses, by an option or in a recipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The mix or format.
+    Format,
+    /// One of the rules for single tensors.
+    Rule {
+        /// Which, from 0.
+        index: usize,
+        /// Its text.
+        text: String,
+    },
+    /// The alignment of tensors.
+    Align,
+    /// One of the layers behind which a file ends, counted from 0 in their list.
+    ShardAfter(usize),
+}
+
+impl Choice {
+    /// Where a recipe says it.
+    pub(crate) fn place(&self) -> Vec<Key> {
+        match self {
+            Choice::Format => vec![Key::Name("format")],
+            Choice::Rule { index, .. } => vec![Key::Name("rules"), Key::Index(*index)],
+            Choice::Align => vec![Key::Name("align")],
+            Choice::ShardAfter(index) => vec![Key::Name("shard_after"), Key::Index(*index)],
+        }
+    }
+}
+
+/// The option of the command line.
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::Format => write!(f, "--format"),
+            Choice::Rule { text, .. } => write!(f, "--tensor `{text}`"),
+            Choice::Align => write!(f, "--align"),
+            Choice::ShardAfter(_) => write!(f, "shard_after"),
+        }
+    }
 }
 
 impl Error {

@@ -2,7 +2,7 @@
 //!
 //! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
 //! - [`budget`]: what a model takes when it runs.
-//! - [`recipe`]: what becomes what, as text whose hash names the job.
+//! - [`recipe`], [`recipe_file`]: what becomes what, as a file whose hash names the job; one that was edited, read and checked.
 //! - [`target`]: the machines that a model is made for.
 //! - [`tile`]: the work cut into bounded pieces.
 //! - [`plan`], [`job`]: from a checkpoint's headers to the place of every output byte.
@@ -23,6 +23,7 @@ pub mod plan;
 pub mod progress;
 pub mod read;
 pub mod recipe;
+pub mod recipe_file;
 pub mod run;
 pub mod store;
 pub mod target;
@@ -31,3 +32,4 @@ mod write;
 
 pub use error::{Error, Result};
 pub use recipe::Recipe;
+pub use recipe_file::RecipeFile;

@@ -14,7 +14,7 @@ use formats::{ModelConfig, config::FloatType};
 use kernels::mlx_affine::{scales_of, with_scales};
 use kernels::{Format, float, table};
 
-use crate::error::{Error, Result};
+use crate::error::{Choice, Error, Result};
 use crate::overrides::{Overrides, writable};
 
 /// A mix of GGUF types.
@@ -84,7 +84,7 @@ impl Mix {
         let full = if ["q3_k", "q4_k", "q5_k"].contains(&name.as_str()) { format!("{name}_m") } else { name };
         MIXES.iter().find(|mix| mix.name == full).ok_or_else(|| {
             let known: Vec<_> = MIXES.iter().map(|mix| mix.name).collect();
-            Error::Usage(format!("unknown GGUF format `{full}`; known are {}", known.join(", ")))
+            format_error(format!("unknown GGUF format `{full}`; known are {}", known.join(", ")))
         })
     }
 
@@ -334,6 +334,10 @@ fn fit(tensor: &OutputTensor, wanted: &'static str) -> Result<(&'static Format, 
     Ok((got, (got != wanted).then_some(fallback)))
 }
 
+fn format_error(detail: String) -> Error {
+    Error::Choice { choice: Choice::Format, detail }
+}
+
 /// What a checkpoint's unquantized tensors are stored in: its own type, or BF16 where it states none.
 fn full_precision(dtype: Option<FloatType>) -> &'static Format {
     match dtype {
@@ -361,7 +365,7 @@ pub fn mlx_formats(
     overrides: &Overrides,
 ) -> Result<Choices> {
     overrides.check_used(tensors)?;
-    let format = writable(table::MLX, spec)?;
+    let format = writable(table::MLX, spec).map_err(format_error)?;
     let full = full_precision(dtype);
     let mut choices = Choices::default();
     for tensor in tensors {

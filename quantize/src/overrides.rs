@@ -4,7 +4,7 @@ use formats::OutputTensor;
 use kernels::{Format, table};
 use regex::Regex;
 
-use crate::error::{Error, Result};
+use crate::error::{Choice, Error, Result};
 
 /// `REGEX=TYPE` overrides: the first expression that is found in a tensor's name decides, before any rule of a mix. Tensors
 /// that can't be quantized (norms, GGUF's routers) are left alone.
@@ -21,16 +21,15 @@ struct Override {
 impl Overrides {
     /// Reads them; `lookup` finds the container's type of a name among `known`.
     fn parse(texts: &[String], known: &[&'static Format]) -> Result<Overrides> {
-        let parse = |text: &String| {
-            let (pattern, name) = text
-                .rsplit_once('=')
-                .ok_or_else(|| Error::Usage(format!("--tensor `{text}` has no `=`: write REGEX=TYPE")))?;
-            let pattern = Regex::new(pattern).map_err(|e| Error::Usage(format!("--tensor `{text}`: {e}")))?;
-            let format =
-                writable(known, name).map_err(|e| Error::Usage(format!("--tensor `{text}`: {e}")))?;
+        let parse = |(index, text): (usize, &String)| {
+            let wrong = |detail: String| rule_error(index, text, detail);
+            let (pattern, name) =
+                text.rsplit_once('=').ok_or_else(|| wrong("has no `=`: write REGEX=TYPE".to_owned()))?;
+            let pattern = Regex::new(pattern).map_err(|error| wrong(error.to_string()))?;
+            let format = writable(known, name).map_err(wrong)?;
             Ok(Override { text: text.clone(), pattern, format })
         };
-        texts.iter().map(parse).collect::<Result<_>>().map(Overrides)
+        texts.iter().enumerate().map(parse).collect::<Result<_>>().map(Overrides)
     }
 
     /// For GGUF: `TYPE` is one of its types.
@@ -59,26 +58,27 @@ impl Overrides {
     /// # Errors
     /// If there is one.
     pub(crate) fn check_used(&self, tensors: &[OutputTensor]) -> Result<()> {
-        let idle =
-            self.0.iter().find(|o| !tensors.iter().any(|t| t.quantizable && o.pattern.is_match(&t.name)));
-        match idle {
+        let is_idle = |o: &Override| !tensors.iter().any(|t| t.quantizable && o.pattern.is_match(&t.name));
+        match self.0.iter().position(is_idle) {
             None => Ok(()),
-            Some(o) => Err(Error::Usage(format!(
-                "--tensor `{}` is found in the name of no tensor that can be quantized; `--dry-run` lists the names",
-                o.text
-            ))),
+            Some(index) => {
+                let detail =
+                    "is found in the name of no tensor that can be quantized; `--dry-run` lists the names";
+                Err(rule_error(index, &self.0[index].text, detail.to_owned()))
+            }
         }
     }
 }
 
-/// The format of that name, of those that can be encoded.
-///
-/// # Errors
-/// If there is none: the message lists them.
-pub(crate) fn writable(formats: &[&'static Format], name: &str) -> Result<&'static Format> {
+fn rule_error(index: usize, text: &str, detail: String) -> Error {
+    Error::Choice { choice: Choice::Rule { index, text: text.to_owned() }, detail }
+}
+
+/// The format of that name, of those that can be encoded; if there is none, a message that lists them.
+pub(crate) fn writable(formats: &[&'static Format], name: &str) -> Result<&'static Format, String> {
     let mut known = formats.iter().filter(|format| format.encode.is_some());
     known.clone().find(|format| format.name.eq_ignore_ascii_case(name)).copied().ok_or_else(|| {
         let names: Vec<_> = known.by_ref().map(|format| format.name).collect();
-        Error::Usage(format!("unknown type `{name}`; known are {}", names.join(", ")))
+        format!("unknown type `{name}`; known are {}", names.join(", "))
     })
 }

@@ -19,21 +19,32 @@ use kernels::Format;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    error::{Error, Result},
+    error::{Choice, Error, Result},
     job::Job,
     mix::{self, Choices, Mix, ModelFacts},
     overrides::Overrides,
-    recipe::{Recipe, SourceFile, TensorChoice, hex},
+    recipe::{PlannedFor, Recipe, SourceFile, TensorChoice, hex},
     store::Destination,
 };
 
 /// The container to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Container {
     /// A GGUF file, or its shards.
     Gguf,
     /// An MLX folder.
     Mlx,
+}
+
+impl Container {
+    /// The word for it on the command line and in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Container::Gguf => "gguf",
+            Container::Mlx => "mlx",
+        }
+    }
 }
 
 /// What the user asks for.
@@ -53,6 +64,56 @@ pub struct Options {
     pub align: Option<u32>,
     /// Whether NaN and infinite weights are let through.
     pub allow_nonfinite: bool,
+    /// What it is planned for: it stands in the recipe and decides nothing.
+    pub target: Option<PlannedFor>,
+    /// The checkpoint's revision, if it is known: it stands in the recipe and decides nothing.
+    pub revision: Option<String>,
+}
+
+impl Options {
+    /// A format without any wish besides.
+    pub fn new(container: Container, format: &str) -> Options {
+        Options {
+            container,
+            format: format.to_owned(),
+            overrides: Vec::new(),
+            shard_size: None,
+            shard_after: Vec::new(),
+            align: None,
+            allow_nonfinite: false,
+            target: None,
+            revision: None,
+        }
+    }
+
+    /// The alignment, where the container lets one choose.
+    fn alignment(&self) -> Result<Option<u32>> {
+        let wrong = |detail: String| Err(Error::Choice { choice: Choice::Align, detail });
+        match (self.container, self.align) {
+            (Container::Mlx, Some(_)) => {
+                wrong("an MLX folder leaves no choice: its tensors start at multiples of 64 bytes".into())
+            }
+            (Container::Mlx, None) => Ok(None),
+            (Container::Gguf, Some(align)) if !align.is_power_of_two() => {
+                wrong(format!("{align} is no power of two"))
+            }
+            (Container::Gguf, align) => Ok(Some(align.unwrap_or(GGUF_ALIGN))),
+        }
+    }
+
+    /// The layers behind which a file ends, in order, if the model has them all.
+    fn cuts(&self, outputs: &[OutputTensor]) -> Result<Vec<u32>> {
+        let last = outputs.iter().filter_map(|output| output.layer).max();
+        if let Some(at) = self.shard_after.iter().position(|layer| Some(*layer) > last) {
+            let layers = last.map_or(0, |last| u64::from(last) + 1);
+            let detail = format!("there is no layer {}, but {layers}, counted from 0", self.shard_after[at]);
+            return Err(Error::Choice { choice: Choice::ShardAfter(at), detail });
+        }
+        let mut cuts = self.shard_after.clone();
+        cuts.sort_unstable();
+        cuts.dedup();
+        Ok(cuts)
+    }
 }
 
 /// Shards of a GGUF are this large unless asked otherwise: below the Hub's recommendation of 48 GB.
@@ -118,12 +179,12 @@ fn checkpoint_to_gguf(model: Model, out: &Path, options: &Options) -> Result<Job
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
     let choices = mix::choose(mix, &outputs, &ModelFacts::of_config(&config), &overrides)?;
-    let recipe = recipe(options, source.as_ref(), &outputs, &choices);
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices)?;
     let hash = recipe.hash();
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
     let metadata = metadata::of_checkpoint(&folder, &config, &outputs, &provenance)?;
     let warnings = requantized(source.as_ref(), &outputs, &choices.formats).into_iter().collect();
-    Plan { source, scales, outputs, choices, recipe, warnings }.into_gguf(&metadata, out, options)
+    Plan { source, scales, outputs, choices, recipe, warnings }.into_gguf(&metadata, out)
 }
 
 fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
@@ -131,14 +192,13 @@ fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
     let choices = mix::choose(mix, &outputs, &ModelFacts::of_metadata(source.metadata()), &overrides)?;
-    let recipe = recipe(options, &source, &outputs, &choices);
+    let recipe = recipe(options, &source, &outputs, &choices)?;
     let hash = recipe.hash();
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
     let metadata = metadata::of_gguf(source.metadata(), &provenance);
     let scales = Scales::find(&source, DEFAULT_BLOCK)?;
     let warnings = requantized(&source, &outputs, &choices.formats).into_iter().collect();
-    Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings }
-        .into_gguf(&metadata, out, options)
+    Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings }.into_gguf(&metadata, out)
 }
 
 /// A warning if quantized tensors are to be quantized again.
@@ -167,7 +227,7 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
     let outputs = families::plan(&config, source.as_ref(), Target::Mlx)?;
     let overrides = Overrides::mlx(&options.overrides)?;
     let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
-    let recipe = recipe(options, source.as_ref(), &outputs, &choices);
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices)?;
     let hash = recipe.hash();
 
     let tensors: Vec<mlx::Tensor<'_>> = outputs
@@ -182,8 +242,8 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
         })
         .collect();
     let file = mlx::Options {
-        shard_size: options.shard_size.unwrap_or(mlx::SHARD_SIZE),
-        shard_after: &options.shard_after,
+        shard_size: recipe.shard_size.unwrap_or(mlx::SHARD_SIZE),
+        shard_after: &recipe.shard_after,
         metadata: &[("halfbyte.recipe", hash.as_str())],
     };
     let mut layout = mlx::layout(&tensors, &file)?;
@@ -213,7 +273,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn into_gguf(self, metadata: &Metadata, out: &Path, options: &Options) -> Result<Job> {
+    fn into_gguf(self, metadata: &Metadata, out: &Path) -> Result<Job> {
         let tensors: Vec<gguf::write::Tensor<'_>> = self
             .outputs
             .iter()
@@ -231,9 +291,9 @@ impl Plan {
         let out = out.with_file_name(format!("{stem}.gguf"));
         let file = gguf::write::Options {
             stem: &stem,
-            alignment: options.align.unwrap_or(GGUF_ALIGN),
-            shard_size: Some(options.shard_size.unwrap_or(GGUF_SHARD)),
-            shard_after: &options.shard_after,
+            alignment: self.recipe.align.unwrap_or(GGUF_ALIGN),
+            shard_size: self.recipe.shard_size,
+            shard_after: &self.recipe.shard_after,
         };
         let layout = gguf::write::layout(metadata, &tensors, &file)?;
         let dir = out.parent().map(Path::to_owned).unwrap_or_default();
@@ -260,29 +320,37 @@ fn recipe(
     source: &dyn TensorSource,
     outputs: &[OutputTensor],
     choices: &Choices,
-) -> Recipe {
-    let tensor = outputs.iter().zip(&choices.formats);
-    Recipe {
+) -> Result<Recipe> {
+    let tensor: Vec<TensorChoice> = outputs
+        .iter()
+        .zip(&choices.formats)
+        .map(|(output, format)| {
+            // The layout refuses what has no size.
+            let plane = |plane| format.plane_bytes(plane, output.elements()).unwrap_or(0);
+            let bytes = (0..format.planes.len()).map(plane).sum();
+            TensorChoice { name: output.name.clone(), format: format.name.to_owned(), bytes }
+        })
+        .collect();
+    let shard_size = match options.container {
+        Container::Gguf => GGUF_SHARD,
+        Container::Mlx => mlx::SHARD_SIZE,
+    };
+    Ok(Recipe {
         tool: TOOL.to_owned(),
-        container: match options.container {
-            Container::Gguf => "gguf",
-            Container::Mlx => "mlx",
-        }
-        .to_owned(),
+        container: options.container,
         format: options.format.to_ascii_lowercase(),
-        overrides: options.overrides.clone(),
-        align: u64::from(options.align.unwrap_or(GGUF_ALIGN)),
-        shard_size: options.shard_size,
-        shard_after: options.shard_after.clone(),
+        rules: options.overrides.clone(),
+        align: options.alignment()?,
+        // TOML's integers end there.
+        shard_size: Some(options.shard_size.unwrap_or(shard_size).min(i64::MAX as u64)),
+        shard_after: options.cuts(outputs)?,
         allow_nonfinite: options.allow_nonfinite,
+        target: options.target.clone(),
+        revision: options.revision.clone(),
         source: source_files(source),
-        tensor: tensor
-            .map(|(output, format)| TensorChoice {
-                name: output.name.clone(),
-                format: format.name.to_owned(),
-            })
-            .collect(),
-    }
+        bytes: tensor.iter().map(|tensor| tensor.bytes).sum(),
+        tensor,
+    })
 }
 
 /// The source's files without their place on this machine.

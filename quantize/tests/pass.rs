@@ -16,8 +16,9 @@ use formats::{
 use halfbyte_quantize::{
     Error, Recipe,
     job::Job,
+    plan::Container,
     progress::{Amount, Phase, Progress, Silent},
-    recipe,
+    recipe::{TensorChoice, hex},
     run::{Outcome, RunOptions, run},
     store::Destination,
 };
@@ -110,19 +111,24 @@ fn job(dir: &Path, source: Source, format_name: &str) -> Job {
             }]),
         })
         .collect();
-    let choices = outputs
-        .iter()
-        .map(|output| recipe::TensorChoice { name: output.name.clone(), format: format.name.into() });
+    let choices = outputs.iter().map(|output| TensorChoice {
+        name: output.name.clone(),
+        format: format.name.into(),
+        bytes: 0,
+    });
     let recipe = Recipe {
         tool: "test".into(),
-        container: "raw".into(),
+        container: Container::Gguf,
         format: format.name.into(),
-        overrides: vec![],
-        align: 1,
+        rules: vec![],
+        align: None,
         shard_size: None,
         shard_after: vec![],
         allow_nonfinite: false,
+        target: None,
+        revision: None,
         source: vec![],
+        bytes: 0,
         tensor: choices.collect(),
     };
     let header = recipe.hash().into_bytes();
@@ -311,7 +317,7 @@ fn a_tensor_that_keeps_its_format_is_copied_bit_for_bit() {
     };
     let at = job.layout.planes[2][0];
     assert!(output(dir.path())[at.file][at.offset as usize..][..at.len as usize] == bytes[..]);
-    assert_eq!(entries[2].planes[0].sha256, recipe::hex(&Sha256::digest(&bytes)));
+    assert_eq!(entries[2].planes[0].sha256, hex(&Sha256::digest(&bytes)));
     let energy: f64 = bytes
         .as_chunks::<4>()
         .0

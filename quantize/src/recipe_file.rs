@@ -1,0 +1,160 @@
+//! A recipe that a person may have edited: read, planned and checked, with messages that point at its lines.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use toml::de::{DeTable, DeValue};
+
+use crate::{
+    error::{Error, Result},
+    job::Job,
+    recipe::Recipe,
+};
+
+/// A recipe and the text it was read from.
+#[derive(Clone, Debug)]
+pub struct RecipeFile {
+    path: PathBuf,
+    text: String,
+    recipe: Recipe,
+}
+
+impl RecipeFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Recipe`] if it is no TOML, has unknown or missing keys or values of wrong types.
+    pub fn read(path: &Path) -> Result<RecipeFile> {
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        RecipeFile::parse(path, text)
+    }
+
+    /// The same of a text; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(path: &Path, text: String) -> Result<RecipeFile> {
+        match toml::from_str(&text) {
+            Ok(recipe) => Ok(RecipeFile { path: path.to_owned(), text, recipe }),
+            Err(error) => {
+                let line = line(&text, error.span().map_or(0, |span| span.start));
+                Err(Error::Recipe { path: path.to_owned(), line, detail: error.message().to_owned() })
+            }
+        }
+    }
+
+    /// Plans what the recipe says for `source`, and checks that what comes of its rules is what it lists. Sizes are not
+    /// compared: they follow from the types.
+    ///
+    /// `allow_nonfinite` is the user's word on top of the recipe's.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if a value or a rule is wrong, the source is another, or a listed tensor is not there or gets another
+    /// type; else as [`Job::plan`].
+    pub fn plan(&self, source: &Path, out: &Path, allow_nonfinite: bool) -> Result<Job> {
+        let mut options = self.recipe.options();
+        options.allow_nonfinite |= allow_nonfinite;
+        let mut job = Job::plan(source, out, &options).map_err(|error| match error {
+            Error::Choice { choice, detail } => self.wrong(&choice.place(), detail),
+            other => other,
+        })?;
+        self.check_source(&job.recipe, source)?;
+        self.check_tensors(&job.recipe)?;
+        if !self.recipe.tool.is_empty() && self.recipe.tool != job.recipe.tool {
+            job.warnings.push(format!(
+                "the recipe was written by {}, this is {}: another version may round otherwise",
+                self.recipe.tool, job.recipe.tool
+            ));
+        }
+        Ok(job)
+    }
+
+    fn check_source(&self, found: &Recipe, folder: &Path) -> Result<()> {
+        if self.recipe.source.is_empty() {
+            return Ok(());
+        }
+        let wrong = |place: &[Key], what: String| {
+            let hint = "give the checkpoint that the recipe was made for, or delete the list `source` to take this one";
+            self.wrong(place, format!("{}: {what}; {hint}", folder.display()))
+        };
+        let files: HashMap<_, _> = found.source.iter().map(|file| (&file.name, file)).collect();
+        for (at, due) in self.recipe.source.iter().enumerate() {
+            let place = [Key::Name("source"), Key::Index(at)];
+            let Some(file) = files.get(&due.name) else {
+                return Err(wrong(&place, format!("has no file {}", due.name)));
+            };
+            if file.bytes != due.bytes {
+                let what = format!("its {} has {} bytes, not {}", due.name, file.bytes, due.bytes);
+                return Err(wrong(&place, what));
+            }
+            if file.index_sha256 != due.index_sha256 {
+                let what =
+                    format!("the tensors of its {} have other names, types, shapes or places", due.name);
+                return Err(wrong(&place, what));
+            }
+        }
+        let is_listed = |name: &String| self.recipe.source.iter().any(|due| due.name == *name);
+        match found.source.iter().find(|file| !is_listed(&file.name)) {
+            Some(more) => Err(wrong(&[Key::Name("source")], format!("has a file more, {}", more.name))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_tensors(&self, found: &Recipe) -> Result<()> {
+        let formats: HashMap<_, _> =
+            found.tensor.iter().map(|tensor| (&tensor.name, &tensor.format)).collect();
+        for (at, due) in self.recipe.tensor.iter().enumerate() {
+            let place = [Key::Name("tensor"), Key::Index(at)];
+            let what = match formats.get(&due.name) {
+                None => {
+                    format!("the model has no tensor {}: delete the line, or the list `tensor`", due.name)
+                }
+                Some(format) if !format.eq_ignore_ascii_case(&due.format) => format!(
+                    "{} is listed as {}, but the rules make it {format}: change the rule or delete the list `tensor`",
+                    due.name, due.format
+                ),
+                Some(_) => continue,
+            };
+            return Err(self.wrong(&place, what));
+        }
+        Ok(())
+    }
+
+    /// An error at a place of the file: at its first line if the place is not written there.
+    fn wrong(&self, place: &[Key], detail: String) -> Error {
+        let at = offset(&self.text, place).unwrap_or(0);
+        Error::Recipe { path: self.path.clone(), line: line(&self.text, at), detail }
+    }
+}
+
+/// A step on the way to a value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Key {
+    /// Into a table.
+    Name(&'static str),
+    /// Into an array.
+    Index(usize),
+}
+
+/// Where a value's text begins.
+fn offset(text: &str, place: &[Key]) -> Option<usize> {
+    let table = DeTable::parse(text).ok()?;
+    let (Key::Name(first), rest) = place.split_first()? else { return None };
+    let mut value = table.get_ref().get(*first)?;
+    for key in rest {
+        value = match (value.get_ref(), key) {
+            (DeValue::Array(array), Key::Index(at)) => array.get(*at)?,
+            (DeValue::Table(table), Key::Name(name)) => table.get(*name)?,
+            _ => return None,
+        };
+    }
+    Some(value.span().start)
+}
+
+/// The line of an offset, counted from 1.
+fn line(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|&byte| byte == b'\n').count() + 1
+}
