@@ -42,22 +42,16 @@ fn planned(options: &Options) -> Job {
     Job::plan(&model("tiny-llama"), Path::new("out.gguf"), options).expect("plan")
 }
 
-fn read(text: &str) -> Result<Job, Error> {
-    RecipeFile::parse(Path::new("r.toml"), text.to_owned())?.plan(
-        &model("tiny-llama"),
-        Path::new("out.gguf"),
-        false,
-    )
+fn read(text: &str) -> Result<Job, Box<Error>> {
+    let file = RecipeFile::parse(Path::new("r.toml"), text.to_owned())?;
+    Ok(file.plan(&model("tiny-llama"), Path::new("out.gguf"), false)?)
 }
 
 /// What is said of a recipe that was changed; the line that it points at must hold `line`.
 #[track_caller]
 fn refused(text: &str, line: &str, parts: &[&str]) {
-    let error = match read(text) {
-        Err(error @ Error::Recipe { .. }) => error,
-        Err(error) => panic!("another error: {error}"),
-        Ok(_) => panic!("no error"),
-    };
+    let error = read(text).err().expect("an error");
+    assert!(matches!(*error, Error::Recipe { .. }), "another error: {error}");
     let message = error.to_string();
     let number: usize = message
         .strip_prefix("r.toml, line ")
