@@ -5,7 +5,13 @@ use std::collections::HashSet;
 use formats::{Layout, OutputTensor, TensorSource, scales::Scales};
 use kernels::Format;
 
-use crate::{error::Result, mix::Fallback, pass::Pass, recipe::Recipe, store::Destination};
+use crate::{
+    error::Result,
+    mix::{Fallback, ModelFacts},
+    pass::Pass,
+    recipe::Recipe,
+    store::Destination,
+};
 
 /// Everything that decides the output's bytes, and where they go.
 pub struct Job {
@@ -17,6 +23,8 @@ pub struct Job {
     pub outputs: Vec<OutputTensor>,
     /// The format of each.
     pub formats: Vec<&'static Format>,
+    /// What the mixes went by.
+    pub facts: ModelFacts,
     /// The place of each, and every header.
     pub layout: Layout,
     /// The choices.

@@ -1,7 +1,8 @@
 //! The job: which tensor becomes what, and the streaming pass that does it.
 //!
 //! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
-//! - [`budget`]: what a model takes when it runs.
+//! - [`budget`], [`placement`], [`speed`]: what a model takes when it runs, where it lies on a machine, how fast it is.
+//! - [`allocate`], [`fit`]: the types with which it loses least in so many bytes, and on a machine.
 //! - [`recipe`], [`recipe_file`]: what becomes what, as a file whose hash names the job; one that was edited, read and checked.
 //! - [`target`]: the machines that a model is made for.
 //! - [`tile`]: the work cut into bounded pieces.
@@ -14,17 +15,20 @@ pub mod allocate;
 pub mod budget;
 pub mod encode;
 pub mod error;
+pub mod fit;
 pub mod job;
 pub mod journal;
 pub mod mix;
 pub mod overrides;
 pub mod pass;
+pub mod placement;
 pub mod plan;
 pub mod progress;
 pub mod read;
 pub mod recipe;
 pub mod recipe_file;
 pub mod run;
+pub mod speed;
 pub mod store;
 pub mod target;
 pub mod tile;

@@ -98,7 +98,7 @@ impl Mix {
 }
 
 /// What the rules must know of a model besides its tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModelFacts {
     /// Number of blocks.
     pub layers: u32,
@@ -110,6 +110,8 @@ pub struct ModelFacts {
     pub is_70b: bool,
     /// Whether the encoders know the importance of columns.
     pub importance: bool,
+    /// The type of a checkpoint's unquantized weights, where it states one.
+    pub dtype: Option<FloatType>,
 }
 
 impl ModelFacts {
@@ -122,6 +124,7 @@ impl ModelFacts {
             gqa,
             is_70b: is_70b(&config.model_type, config.layers, gqa),
             importance: false,
+            dtype: config.dtype,
         }
     }
 
@@ -133,7 +136,7 @@ impl ModelFacts {
         let heads = count("attention.head_count").unwrap_or(1);
         let gqa = heads / count("attention.head_count_kv").unwrap_or(heads).max(1);
         let experts = count("expert_count").unwrap_or(0);
-        ModelFacts { layers, experts, gqa, is_70b: is_70b(arch, layers, gqa), importance: false }
+        ModelFacts { layers, experts, gqa, is_70b: is_70b(arch, layers, gqa), importance: false, dtype: None }
     }
 }
 

@@ -178,27 +178,30 @@ fn checkpoint_to_gguf(model: Model, out: &Path, options: &Options) -> Result<Job
     let outputs = families::plan(&config, source.as_ref(), Target::Gguf)?;
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
-    let choices = mix::choose(mix, &outputs, &ModelFacts::of_config(&config), &overrides)?;
+    let facts = ModelFacts::of_config(&config);
+    let choices = mix::choose(mix, &outputs, &facts, &overrides)?;
     let recipe = recipe(options, source.as_ref(), &outputs, &choices)?;
     let hash = recipe.hash();
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
     let metadata = metadata::of_checkpoint(&folder, &config, &outputs, &provenance)?;
     let warnings = requantized(source.as_ref(), &outputs, &choices.formats).into_iter().collect();
-    Plan { source, scales, outputs, choices, recipe, warnings }.into_gguf(&metadata, out)
+    Plan { source, scales, outputs, facts, choices, recipe, warnings }.into_gguf(&metadata, out)
 }
 
 fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
     let outputs = families::gguf_tensors(&source);
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
-    let choices = mix::choose(mix, &outputs, &ModelFacts::of_metadata(source.metadata()), &overrides)?;
+    let facts = ModelFacts::of_metadata(source.metadata());
+    let choices = mix::choose(mix, &outputs, &facts, &overrides)?;
     let recipe = recipe(options, &source, &outputs, &choices)?;
     let hash = recipe.hash();
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
     let metadata = metadata::of_gguf(source.metadata(), &provenance);
     let scales = Scales::find(&source, DEFAULT_BLOCK)?;
     let warnings = requantized(&source, &outputs, &choices.formats).into_iter().collect();
-    Plan { source: Box::new(source), scales, outputs, choices, recipe, warnings }.into_gguf(&metadata, out)
+    Plan { source: Box::new(source), scales, outputs, facts, choices, recipe, warnings }
+        .into_gguf(&metadata, out)
 }
 
 /// A warning if quantized tensors are to be quantized again.
@@ -226,6 +229,7 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
     let Model { source, config, scales, .. } = model;
     let outputs = families::plan(&config, source.as_ref(), Target::Mlx)?;
     let overrides = Overrides::mlx(&options.overrides)?;
+    let facts = ModelFacts::of_config(&config);
     let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
     let recipe = recipe(options, source.as_ref(), &outputs, &choices)?;
     let hash = recipe.hash();
@@ -258,7 +262,7 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
     let text = fs::read_to_string(&config.path).map_err(Error::io(&config.path))?;
     side_file(&config.path, mlx::config(&config.path, &text, &tensors)?.into_bytes());
     let warnings = requantized(source.as_ref(), &outputs, &choices.formats).into_iter().collect();
-    let plan = Plan { source, scales, outputs, choices, recipe, warnings };
+    let plan = Plan { source, scales, outputs, facts, choices, recipe, warnings };
     Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
 }
 
@@ -267,6 +271,7 @@ struct Plan {
     source: Box<dyn TensorSource>,
     scales: Scales,
     outputs: Vec<OutputTensor>,
+    facts: ModelFacts,
     choices: Choices,
     recipe: Recipe,
     warnings: Vec<String>,
@@ -306,6 +311,7 @@ impl Plan {
             scales: self.scales,
             outputs: self.outputs,
             formats: self.choices.formats,
+            facts: self.facts,
             layout,
             recipe: self.recipe,
             destination,

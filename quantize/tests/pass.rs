@@ -16,6 +16,7 @@ use formats::{
 use halfbyte_quantize::{
     Error, Recipe,
     job::Job,
+    mix::ModelFacts,
     plan::Container,
     progress::{Amount, Phase, Progress, Silent},
     recipe::{TensorChoice, hex},
@@ -145,6 +146,7 @@ fn job(dir: &Path, source: Source, format_name: &str) -> Job {
     let layout = Layout { files, planes: planes.into_iter().flatten().collect() };
     let scales = Scales::find(&source, [128, 128]).expect("scales");
     Job {
+        facts: ModelFacts::default(),
         source: Box::new(source),
         scales,
         outputs,

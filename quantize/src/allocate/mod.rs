@@ -52,12 +52,12 @@ pub struct Allocation {
 
 impl Question<'_> {
     /// Whether the format of a tensor is open. A router decides which experts run: it stays as it is.
-    fn is_open(&self, output: &OutputTensor) -> bool {
+    pub fn is_open(&self, output: &OutputTensor) -> bool {
         output.quantizable && output.class != Class::Router
     }
 
     /// The bytes of a tensor in a format, if its rows are whole blocks.
-    fn bytes(&self, output: &OutputTensor, format: &Format) -> Option<u64> {
+    pub fn bytes(&self, output: &OutputTensor, format: &Format) -> Option<u64> {
         if !format.holds_row(output.columns()) {
             return None;
         }
@@ -113,6 +113,22 @@ impl Question<'_> {
 }
 
 impl Costs {
+    /// Without the formats for which `left_out` holds, where a tensor then has a choice left.
+    pub fn without(&self, left_out: impl Fn(&Format) -> bool) -> Costs {
+        let all = self.tensors.iter().zip(&self.items);
+        let keep = |((index, formats), item): (&(usize, Vec<&'static Format>), &Vec<Choice>)| {
+            let kept = formats.iter().zip(item).filter(|(format, _)| !left_out(format));
+            let (some, choices): (Vec<_>, Vec<_>) = kept.map(|(&format, &choice)| (format, choice)).unzip();
+            if some.is_empty() {
+                ((*index, formats.clone()), item.clone())
+            } else {
+                ((*index, some), choices)
+            }
+        };
+        let (tensors, items) = all.map(keep).unzip();
+        Costs { tensors, items, fixed: self.fixed }
+    }
+
     /// The allocation of least cost within `budget` bytes, or the bytes of the smallest that there is.
     ///
     /// # Errors
