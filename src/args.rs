@@ -16,6 +16,10 @@ pub struct Args {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Make a model fit a machine: plan, quantize, verify, and write its card
+    Shrink(Shrink),
+    /// What of a model fits a machine, how good and how fast it would be, from headers alone
+    Plan(Plan),
     /// Turn a checkpoint into a GGUF file (llama.cpp) or an MLX folder (mlx-lm)
     Quantize(Quantize),
     /// Measure perplexity and divergence from the original, from the written bytes
@@ -35,6 +39,99 @@ pub enum Container {
     Gguf,
     /// A folder for mlx-lm
     Mlx,
+}
+
+/// A model, a machine, and how it is to run there.
+#[derive(ClapArgs)]
+pub struct Fit {
+    /// Folder of a Hugging Face checkpoint (safetensors, config.json, tokenizer), or a GGUF file
+    pub source: PathBuf,
+    /// Machine: a name of `halfbyte targets`, `auto` for this one, a size such as 37GiB, or a card with host memory
+    /// such as vram-48+384GiB
+    #[arg(long, value_name = "TARGET")]
+    pub fit: Option<String>,
+    /// Ceiling for the files themselves
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub max_size: Option<u64>,
+    /// Container to write [default: gguf, or mlx where the target runs nothing else]
+    #[arg(long, value_enum)]
+    pub to: Option<Container>,
+    /// Tokens of context that each sequence has
+    #[arg(long, value_name = "N", default_value = "8192", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    pub context: u64,
+    /// Sequences that run at the same time
+    #[arg(long, value_name = "K", default_value = "1", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    pub parallel: u64,
+    /// Type of the KV cache: f16, q8_0 or q4_0
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub kv: String,
+    /// More targets (TOML, see `halfbyte targets`)
+    #[arg(long, value_name = "FILE")]
+    pub target_file: Option<PathBuf>,
+}
+
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  halfbyte shrink ./Llama-3.1-70B --fit vram-48 --out llama-70b
+  halfbyte shrink ./DeepSeek-R1 --fit mac-studio-512 --context 32768 --out r1
+  halfbyte shrink ./Qwen3-30B-A3B --fit mac-48 --to mlx --out qwen3-mlx
+  halfbyte shrink ./model --max-size 4GiB --text my-domain.txt --out small
+
+A run that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
+Exit codes: 0 done, 1 failed or does not fit, 2 wrong usage, 130 interrupted and resumable.")]
+pub struct Shrink {
+    #[command(flatten)]
+    pub fit: Fit,
+    /// Folder for the model, its card, recipe, report and checksums
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Text to verify on [default: the first chapters of a novel, which comes with the tool and is put beside the model]
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// How many chunks of 512 tokens to verify on [default: 16]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub chunks: Option<usize>,
+    /// Do not verify
+    #[arg(long, conflicts_with_all = ["text", "chunks"])]
+    pub no_verify: bool,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub threads: Option<usize>,
+    /// Ceiling for the buffers
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "256MiB")]
+    pub memory: u64,
+    /// Replace what lies at --out
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print the result as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  halfbyte plan ./DeepSeek-R1 --fit mac-studio-512 --context 32768
+  halfbyte plan ./DeepSeek-R1 --fit vram-48+384GiB --context 131072 --kv q8_0
+  halfbyte plan ./Llama-3.1-70B --fit vram-48 --recipe llama.toml
+  halfbyte plan ./Qwen3-30B-A3B --fit mac-48 --to mlx --json
+  halfbyte plan ./model --max-size 4GiB
+
+Reads headers only, unless --sample is given. What it shows as exact is exact: bytes of weights and of the KV cache; what
+is estimated says so. Exit codes: 0 fits, 1 failed or does not fit, 2 wrong usage.")]
+pub struct Plan {
+    #[command(flatten)]
+    pub fit: Fit,
+    /// Read some rows of every tensor to see what each type costs it, rather than expect it
+    #[arg(long)]
+    pub sample: bool,
+    /// Write the plan as a recipe, to be read, edited and run with `halfbyte quantize --recipe`
+    #[arg(long, value_name = "OUT.toml")]
+    pub recipe: Option<PathBuf>,
+    /// Print the plan as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(ClapArgs)]

@@ -4,8 +4,10 @@ mod args;
 mod formats_verb;
 mod inspect;
 mod interrupt;
+mod plan_verb;
 mod progress;
 mod quantize_verb;
+mod shrink;
 mod steps;
 mod table;
 mod targets_verb;
@@ -29,6 +31,8 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let args = Args::parse();
     let result = match &args.verb {
+        Verb::Shrink(options) => shrink::run(options),
+        Verb::Plan(options) => plan_verb::run(options),
         Verb::Quantize(options) => quantize_verb::run(options),
         Verb::Verify(options) => verify_verb::run(options),
         Verb::Inspect(options) => inspect::run(options),

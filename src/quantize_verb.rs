@@ -1,6 +1,6 @@
 //! `halfbyte quantize`.
 
-use std::{collections::BTreeMap, io::Write, time::Instant};
+use std::{collections::BTreeMap, io::Write, sync::atomic::AtomicBool, time::Instant};
 
 use anyhow::Result;
 use quantize::{
@@ -33,31 +33,21 @@ pub fn run(args: &args::Quantize) -> Result<()> {
     }
 
     let cancel = interruptible()?;
-    let run_options = RunOptions {
-        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
-        memory: args.memory,
-        overwrite: args.overwrite,
-    };
-    let start = Instant::now();
-    let outcome = quantize::run::run(&job, run_options, &Watch::new(), &cancel)?;
-    let seconds = start.elapsed().as_secs_f64();
-    match outcome {
-        Outcome::AlreadyThere if args.json => {
+    match write(&job, args.threads, args.memory, args.overwrite, &cancel)? {
+        None if args.json => {
             let mut result = plan_json(&job);
             result["already_there"] = true.into();
             print_json(&result)
         }
-        Outcome::AlreadyThere => {
+        None => {
             println!(
                 "{} is already there, whole and from this very recipe.",
                 job.destination.path().display()
             );
             Ok(())
         }
-        Outcome::Written { entries, resumed, amount, busy } => {
-            let done = Done { job: &job, entries, resumed, amount, busy, seconds };
-            if args.json { print_json(&done.json()) } else { done.print() }
-        }
+        Some(done) if args.json => print_json(&done.json()),
+        Some(done) => done.print(),
     }
 }
 
@@ -78,6 +68,26 @@ fn plan(args: &args::Quantize) -> Result<Job> {
         ..Options::new(container, args.format.as_deref().unwrap_or_default())
     };
     Ok(Job::plan(&args.source, &args.out, &options)?)
+}
+
+/// Runs a job; `None` if its very output lay there already.
+pub fn write<'a>(
+    job: &'a Job,
+    threads: Option<usize>,
+    memory: u64,
+    overwrite: bool,
+    cancel: &AtomicBool,
+) -> Result<Option<Done<'a>>> {
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let start = Instant::now();
+    let outcome = quantize::run::run(job, RunOptions { threads, memory, overwrite }, &Watch::new(), cancel)?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(match outcome {
+        Outcome::AlreadyThere => None,
+        Outcome::Written { entries, resumed, amount, busy } => {
+            Some(Done { job, entries, resumed, amount, busy, seconds })
+        }
+    })
 }
 
 fn print_plan(job: &Job) -> Result<()> {
@@ -161,7 +171,7 @@ fn plan_json(job: &Job) -> Value {
 }
 
 /// A finished run, to be told.
-struct Done<'a> {
+pub struct Done<'a> {
     job: &'a Job,
     entries: Vec<Entry>,
     resumed: usize,
@@ -214,7 +224,8 @@ impl Done<'_> {
         self.entries.iter().map(|entry| entry.nonfinite).sum()
     }
 
-    fn print(&self) -> Result<()> {
+    /// Tells it on standard output.
+    pub fn print(&self) -> Result<()> {
         let mut out = std::io::stdout().lock();
         let mut table = table(
             &["class", "tensors", "weights", "types", "bits/w", "size", "RMS error", "relative"],
@@ -269,7 +280,8 @@ impl Done<'_> {
         format!("bound by {longest}; busy at the same time: {}", each.join(", "))
     }
 
-    fn json(&self) -> Value {
+    /// The same for machines.
+    pub fn json(&self) -> Value {
         let mut result = plan_json(self.job);
         let classes: Vec<Value> = self
             .classes()

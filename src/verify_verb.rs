@@ -110,7 +110,8 @@ fn exceeded(args: &args::Verify, divergence: Option<&Divergence>) -> Option<Exce
     (!beyond.is_empty()).then_some(Exceeded(beyond))
 }
 
-fn print(outcome: &Outcome, report: Option<&Path>) -> Result<()> {
+/// Tells an outcome on standard output.
+pub fn print(outcome: &Outcome, report: Option<&Path>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     if !outcome.tensors.is_empty() {
         let mut table = table(&["class", "tensors", "types", "SNR median", "worst", "tensor"], &[1, 3, 4]);

@@ -1,0 +1,199 @@
+//! `halfbyte shrink`: plan, quantize, verify and describe, in one command.
+//!
+//! Each step is the verb of its own; what is finished is not done again when the same command is run again after an
+//! interruption.
+
+mod card;
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use anyhow::{Context, Result};
+use quantize::{
+    error::Error,
+    fit::{Answer, Fit, Wish, fit},
+    plan::Container,
+    store::Destination,
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use verify::{Input, Options, Outcome, Precision, report};
+
+use crate::{
+    args,
+    interrupt::interruptible,
+    plan_verb::{self, TooLarge, name_of},
+    quantize_verb,
+    steps::Steps,
+    table::print_json,
+    verify_verb,
+};
+
+/// The first chapters of Jane Austen's Persuasion (1818), in the public domain: what is verified on unless a text is given.
+const TEXT: &str = include_str!("persuasion.txt");
+
+/// Chunks of the text that are verified on unless told otherwise: a few thousand tokens.
+const CHUNKS: usize = 16;
+const CONTEXT: usize = 512;
+
+/// What lies beside the model.
+const RECIPE: &str = "recipe.toml";
+const TEXT_FILE: &str = "verification.txt";
+const VERIFICATION: &str = "verification.json";
+const REPORT: &str = "report.html";
+const CARD: &str = "README.md";
+const SUMS: &str = "SHA256SUMS";
+
+/// Does it all.
+pub fn run(args: &args::Shrink) -> Result<()> {
+    let wish = plan_verb::wish(&args.fit, true)?;
+    let name = name_of(&args.fit.source);
+    let model = match wish.container {
+        Container::Gguf => args.out.join(format!("{name}.gguf")),
+        Container::Mlx => args.out.clone(),
+    };
+    let cancel = interruptible()?;
+
+    step(args, 1, "planning: reading some rows of every tensor");
+    let fit = match fit(&args.fit.source, &model, &wish)? {
+        Answer::Fits(fit) => fit,
+        Answer::Short(short) => {
+            if !args.json {
+                plan_verb::print_short(&name, &wish, &short)?;
+            }
+            return Err(TooLarge(short.missing).into());
+        }
+    };
+    if !args.json {
+        plan_verb::print_summary(&name, &wish, &fit)?;
+    }
+
+    step(args, 2, "quantizing");
+    fs::create_dir_all(&args.out).with_context(|| format!("can't make {}", args.out.display()))?;
+    let written = quantize_verb::write(&fit.job, args.threads, args.memory, args.overwrite, &cancel)?;
+    if let Some(done) = written.as_ref().filter(|_| !args.json) {
+        done.print()?;
+    }
+    put(&args.out.join(RECIPE), fit.job.recipe.to_toml().as_bytes())?;
+
+    let verification = if args.no_verify {
+        None
+    } else {
+        step(args, 3, "verifying the written bytes against the source");
+        Some(verified(args, &wish, &fit, &cancel)?)
+    };
+    if let Some(outcome) = verification.as_ref().filter(|_| !args.json) {
+        verify_verb::print(outcome, Some(&args.out.join(REPORT)))?;
+    }
+
+    step(args, 4, "writing the model card and the checksums");
+    let card = card::card(&name, &args.fit.source, &wish, &fit, verification.as_ref());
+    put(&args.out.join(CARD), card.as_bytes())?;
+    let sums = sums(&args.out, &cancel)?;
+    put(&args.out.join(SUMS), sums.as_bytes())?;
+    if args.json {
+        let plan = plan_verb::fits_json(&wish, &fit);
+        let quantized: Option<Value> = written.as_ref().map(quantize_verb::Done::json);
+        return print_json(&json!({
+            "out": args.out, "model": first_file(&fit), "plan": plan, "quantized": quantized, "verification": verification,
+        }));
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "\n{}: the model, {CARD}, {RECIPE}, {SUMS}", args.out.display())?;
+    writeln!(out, "run it: {}", card::command(&first_file(&fit), &wish, &fit))?;
+    Ok(())
+}
+
+fn step(args: &args::Shrink, number: usize, what: &str) {
+    if !args.json {
+        eprintln!("{number}/4 {what}");
+    }
+}
+
+/// What a loader is given: the model's first file, or its folder.
+fn first_file(fit: &Fit) -> PathBuf {
+    match &fit.job.destination {
+        Destination::Folder(path) => path.clone(),
+        Destination::Files { dir, .. } => dir.join(&fit.job.layout.files[0].name),
+    }
+}
+
+fn verified(args: &args::Shrink, wish: &Wish, fit: &Fit, cancel: &AtomicBool) -> Result<Outcome> {
+    let text = match &args.text {
+        Some(text) => text.clone(),
+        None => {
+            let text = args.out.join(TEXT_FILE);
+            put(&text, TEXT.as_bytes())?;
+            text
+        }
+    };
+    let model = match wish.container {
+        Container::Gguf => first_file(fit),
+        Container::Mlx => args.out.clone(),
+    };
+    let options = Options {
+        model,
+        against: Some(args.fit.source.clone()),
+        input: Input::Text(text),
+        context: CONTEXT,
+        chunks: Some(args.chunks.unwrap_or(CHUNKS)),
+        stride: None,
+        logits: None,
+        threads: args.threads,
+        memory: args.memory,
+        precision: Precision::F32,
+    };
+    let outcome = verify::evaluate(&options, &Steps::new(), cancel)?;
+    put(&args.out.join(VERIFICATION), &serde_json::to_vec_pretty(&outcome)?)?;
+    report::write(&args.out.join(REPORT), &outcome)?;
+    Ok(outcome)
+}
+
+/// Writes a small file whole or not at all.
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let part = path.with_extension("part");
+    fs::write(&part, bytes)
+        .and_then(|()| fs::rename(&part, path))
+        .with_context(|| format!("can't write {}", path.display()))
+}
+
+/// `sha256sum`'s lines for all files of a folder.
+fn sums(folder: &Path, cancel: &AtomicBool) -> Result<String> {
+    let entries = fs::read_dir(folder).with_context(|| format!("can't read {}", folder.display()))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_file() && path.file_name().is_some_and(|name| name != SUMS) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let mut lines = String::new();
+    for path in files {
+        let sum = sum(&path, cancel).with_context(|| format!("can't read {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        lines += &format!("{}  {name}\n", sum?);
+    }
+    Ok(lines)
+}
+
+/// The SHA-256 of a file, unless the user stops it.
+fn sum(path: &Path, cancel: &AtomicBool) -> std::io::Result<Result<String, Error>> {
+    let mut file = File::open(path)?;
+    let mut sha = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            let partial = path.parent().unwrap_or(Path::new(".")).to_owned();
+            return Ok(Err(Error::Interrupted { partial }));
+        }
+        match file.read(&mut buffer)? {
+            0 => return Ok(Ok(quantize::recipe::hex(&sha.finalize()))),
+            n => sha.update(&buffer[..n]),
+        }
+    }
+}
