@@ -10,6 +10,7 @@ use quantize::{
     fit::{self, Answer, Fit, Rung, Share, Short, Wish},
     placement::Place,
     plan::Container,
+    store::Destination,
     target::{Catalog, machine::ThisMachine, size},
 };
 use serde_json::{Value, json};
@@ -62,9 +63,9 @@ pub fn run(args: &args::Plan) -> Result<()> {
 
 /// What the user wishes.
 pub fn wish(args: &args::Fit, sample: bool) -> Result<Wish> {
-    let catalog = Catalog::with_file(args.target_file.as_deref())?;
+    let catalog = Catalog::with_file(args.target_file.as_deref()).map_err(Error::from)?;
     let target = match &args.fit {
-        Some(text) => Some(catalog.fit(text, &ThisMachine)?),
+        Some(text) => Some(catalog.fit(text, &ThisMachine).map_err(Error::from)?),
         None => None,
     };
     let container = match (args.to, &target) {
@@ -91,6 +92,14 @@ pub fn name_of(source: &std::path::Path) -> String {
     let whole = source.canonicalize().unwrap_or_else(|_| source.to_owned());
     let name = whole.file_name().unwrap_or_default().to_string_lossy();
     name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
+}
+
+/// What a loader is given: the model's first file, or its folder.
+pub fn first_file(fit: &Fit) -> PathBuf {
+    match &fit.job.destination {
+        Destination::Folder(path) => path.clone(),
+        Destination::Files { dir, .. } => dir.join(&fit.job.layout.files[0].name),
+    }
 }
 
 /// One screen: whether it fits, what becomes what, how fast it would be.
@@ -135,8 +144,7 @@ fn print_fit(args: &args::Plan, name: &str, wish: &Wish, fit: &Fit) -> Result<()
     print_summary(name, wish, fit)?;
     let mut out = std::io::stdout().lock();
     if !fit.flags.is_empty() {
-        let model = fit.job.destination.path();
-        writeln!(out, "run    llama-server -m {} {}", model.display(), shell(&fit.flags))?;
+        writeln!(out, "run    llama-server -m {} {}", first_file(fit).display(), shell(&fit.flags))?;
     }
     match &args.recipe {
         Some(path) => writeln!(
@@ -162,6 +170,7 @@ fn wish_options(args: &args::Plan) -> String {
     let mut options = Vec::new();
     options.extend(args.fit.iter().map(|fit| format!("--fit {fit}")));
     options.extend(args.max_size.iter().map(|size| format!("--max-size {size}")));
+    options.extend(args.target_file.iter().map(|file| format!("--target-file {}", file.display())));
     options.extend(args.to.iter().map(|to| match to {
         args::Container::Gguf => "--to gguf".to_owned(),
         args::Container::Mlx => "--to mlx".to_owned(),
@@ -310,7 +319,8 @@ fn ladder_lines(fit: &Fit) -> Vec<String> {
         times.unwrap_or_default()
     };
     let harm = |rung: &&Rung| rung.cost.unwrap_or(f64::INFINITY);
-    let no_larger = fit.ladder.iter().filter(|rung| rung.bytes <= bytes);
+    // The largest of those that harm alike, as all do beside a plan without loss.
+    let no_larger = fit.ladder.iter().rev().filter(|rung| rung.bytes <= bytes);
     let smaller = no_larger.min_by(|a, b| harm(a).total_cmp(&harm(b)));
     let better = fit.ladder.iter().find(|rung| rung.bytes > bytes && harm(rung) < 1.0);
     let smaller = smaller.map(|rung| {
@@ -437,7 +447,8 @@ pub fn fits_json(wish: &Wish, fit: &Fit) -> Value {
     })
 }
 
-fn short_json(wish: &Wish, short: &Short) -> Value {
+/// For machines, by how much it is too large, and what would do it.
+pub fn short_json(wish: &Wish, short: &Short) -> Value {
     let changes: Vec<Value> = short
         .changes
         .iter()

@@ -10,7 +10,10 @@ use quantize::{
 };
 use verify::{Outcome, text::significant};
 
-use crate::{plan_verb::shell, text};
+use crate::{
+    plan_verb::{first_file, shell},
+    text,
+};
 
 /// The command that runs the model, at `path`, on its target.
 pub fn command(path: &Path, wish: &Wish, fit: &Fit) -> String {
@@ -67,7 +70,7 @@ fn write(
         fit.job.recipe.hash(),
     )?;
 
-    let model = super::first_file(fit);
+    let model = first_file(fit);
     let here = match wish.container {
         Container::Gguf => Path::new(model.file_name().unwrap_or_default()),
         Container::Mlx => Path::new("."),

@@ -8,7 +8,7 @@ mod card;
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::AtomicBool,
 };
 
@@ -17,7 +17,6 @@ use quantize::{
     error::Error,
     fit::{Answer, Fit, Wish, fit},
     plan::Container,
-    store::Destination,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -26,7 +25,7 @@ use verify::{Input, Options, Outcome, Precision, report};
 use crate::{
     args,
     interrupt::interruptible,
-    plan_verb::{self, TooLarge, name_of},
+    plan_verb::{self, TooLarge, first_file, name_of},
     quantize_verb,
     steps::Steps,
     table::print_json,
@@ -62,9 +61,11 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     let fit = match fit(&args.fit.source, &model, &wish)? {
         Answer::Fits(fit) => fit,
         Answer::Short(short) => {
-            if !args.json {
-                plan_verb::print_short(&name, &wish, &short)?;
-            }
+            if args.json {
+                print_json(&plan_verb::short_json(&wish, &short))
+            } else {
+                plan_verb::print_short(&name, &wish, &short)
+            }?;
             return Err(TooLarge(short.missing).into());
         }
     };
@@ -111,14 +112,6 @@ pub fn run(args: &args::Shrink) -> Result<()> {
 fn step(args: &args::Shrink, number: usize, what: &str) {
     if !args.json {
         eprintln!("{number}/4 {what}");
-    }
-}
-
-/// What a loader is given: the model's first file, or its folder.
-fn first_file(fit: &Fit) -> PathBuf {
-    match &fit.job.destination {
-        Destination::Folder(path) => path.clone(),
-        Destination::Files { dir, .. } => dir.join(&fit.job.layout.files[0].name),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod fit;
 mod quantize;
 mod recipe;
 mod same_bytes;

@@ -114,32 +114,40 @@ pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
     // More than 8 bits buy next to nothing, and every token has to wait for them: only if all tensors could have 8.
     let quantized = costs.without(|format| format.block == 1);
 
-    let search =
-        Search { wish, model: &model, question: &question, costs: &quantized, overhead: overhead(&job) };
-    let (mut allocation, mut placed) = match search.run()? {
-        Ok(found) => found,
-        Err(missing) => return Ok(Answer::Short(short::changes(&search, missing)?)),
-    };
-    if quantized.allocate(&question, u64::MAX).is_ok_and(|best| best == allocation)
-        && let Ok(found) = (Search { costs: &costs, ..search }).run()?
-    {
-        (allocation, placed) = found;
-    }
-    let chosen = job.outputs.iter().zip(&allocation.formats).zip(&job.formats);
-    let open = chosen.filter(|((output, format), fixed)| *format != *fixed || question.is_open(output));
-    let options = Options {
-        format: most_used(&job, &allocation),
-        overrides: rules(open.map(|((output, format), _)| (output, *format))),
-        shard_after: placed.placement.boundaries(),
-        ..base
+    let mut overhead = overhead(&job);
+    let (allocation, placed, options, planned) = loop {
+        let search = Search { wish, model: &model, question: &question, costs: &quantized, overhead };
+        let (mut allocation, mut placed) = match search.run()? {
+            Ok(found) => found,
+            Err(missing) => return Ok(Answer::Short(short::changes(&search, missing)?)),
+        };
+        if quantized.allocate(&question, u64::MAX).is_ok_and(|best| best == allocation)
+            && let Ok(found) = (Search { costs: &costs, ..search }).run()?
+        {
+            (allocation, placed) = found;
+        }
+        let chosen = job.outputs.iter().zip(&allocation.formats).zip(&job.formats);
+        let open = chosen.filter(|((output, format), fixed)| *format != *fixed || question.is_open(output));
+        let options = Options {
+            format: most_used(&job, &allocation),
+            overrides: rules(open.map(|((output, format), _)| (output, *format))),
+            shard_after: placed.placement.boundaries(),
+            ..base.clone()
+        };
+        let planned = Job::plan(source, out, &options)?;
+        // What is no tensor depends on the plan: MLX lists the types in its config, and every shard has a header.
+        let files = planned.layout.files.iter().map(|file| file.len).sum::<u64>();
+        if wish.max_size.is_none_or(|most| files <= most) {
+            break (allocation, placed, options, planned);
+        }
+        overhead = self::overhead(&planned);
     };
     let ladder = ladder::ladder(&job, wish, &costs, allocation.cost)?;
-    let job = Job::plan(source, out, &options)?;
     let Placed { placement, shares, flags } = placed;
     Ok(Answer::Fits(Box::new(Fit {
-        speed: model.speed(wish, &job, &placement),
+        speed: model.speed(wish, &planned, &placement),
         options,
-        job,
+        job: planned,
         cache: model.cache,
         placement,
         shares,
@@ -348,9 +356,12 @@ impl Search<'_> {
             host: target.host.as_ref().map(|host| host.usable),
             cards,
         };
+        // What the buffers alone are too large for counts too.
+        let over: u64 = target.devices.iter().map(|device| taken.saturating_sub(device.usable)).sum();
         let placement = match Placement::new(&load, &room) {
-            Ok(placement) => placement,
-            Err(missing) => return Ok(Err(missing)),
+            Ok(placement) if over == 0 => placement,
+            Ok(_) => return Ok(Err(over)),
+            Err(missing) => return Ok(Err(missing.saturating_add(over))),
         };
         let mut shares = Vec::new();
         let memories = target.devices.iter().enumerate().map(|(at, device)| (Place::Device(at), device));
