@@ -22,11 +22,12 @@ UNIFORM = {
 }
 BASE = {"gguf": "f16", "mlx": "bf16"}
 SHARE = 0.995
+BESIDE = {"README.md", "recipe.toml", "report.html", "SHA256SUMS", "verification.json", "verification.txt"}
 
 
 def size(path):
-    """Bytes of the model: a GGUF, or a folder's weights."""
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    """Bytes of the model, which the budget is for: a GGUF, or an MLX folder's files but for what shrink puts beside them."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir() if f.name not in BESIDE)
 
 
 def verify(halfbyte, model, source, text):
