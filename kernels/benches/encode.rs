@@ -5,6 +5,8 @@
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
+use halfbyte_kernels::fp8::{e4m3_from_f32, widen_block_scaled};
+use halfbyte_kernels::stats::{damage, summarize};
 use halfbyte_kernels::{Format, Isa, table};
 
 fn main() {
@@ -85,6 +87,42 @@ fn decode(bencher: Bencher, case: &Case) {
     bencher.counter(ItemsCount::new(out.len())).bench_local(|| {
         (case.format.decode)(case.format, case.isa, black_box(&planes), &mut out);
     });
+}
+
+/// DeepSeek's FP8 with a scale for every 128 x 128: 5 bytes and one product a weight.
+#[divan::bench(args = isas())]
+fn widen_fp8(bencher: Bencher, isa: &str) {
+    let codes: Vec<u8> = weights().into_iter().map(|x| e4m3_from_f32(1000.0 * x)).collect();
+    let scales = vec![1e-3; ROWS.div_ceil(128) * COLUMNS / 128];
+    let mut out = vec![0.0; codes.len()];
+    bencher.counter(ItemsCount::new(codes.len())).bench_local(|| {
+        widen_block_scaled(named(isa), black_box(&codes), COLUMNS, 0, &scales, (128, 128), &mut out);
+    });
+}
+
+/// The check for NaN and the largest magnitude: 4 bytes a weight.
+#[divan::bench(args = isas())]
+fn summary(bencher: Bencher, isa: &str) {
+    let src = weights();
+    bencher.counter(ItemsCount::new(src.len())).bench_local(|| summarize(named(isa), black_box(&src)));
+}
+
+/// What encoding cost: 8 bytes and 5 operations a weight.
+#[divan::bench(args = isas())]
+fn compare(bencher: Bencher, isa: &str) {
+    let src = weights();
+    let decoded: Vec<f32> = src.iter().map(|x| (x * 100.0).round() / 100.0).collect();
+    bencher
+        .counter(ItemsCount::new(src.len()))
+        .bench_local(|| damage(named(isa), black_box(&src), black_box(&decoded)));
+}
+
+fn isas() -> impl Iterator<Item = &'static str> {
+    Isa::available().into_iter().map(Isa::name).filter(|&name| name != "scalar")
+}
+
+fn named(name: &str) -> Isa {
+    Isa::available().into_iter().find(|isa| isa.name() == name).expect("only available names are listed")
 }
 
 /// Weights outside all caches: 256 MB.

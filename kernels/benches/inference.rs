@@ -9,11 +9,15 @@ use divan::{Bencher, black_box};
 use halfbyte_kernels::Isa;
 use halfbyte_kernels::activations::swiglu;
 use halfbyte_kernels::attention::{Attention, attend};
+use halfbyte_kernels::delta::{GatedDelta, causal_convolution, gated_delta};
 use halfbyte_kernels::divergence::{State, update};
 use halfbyte_kernels::fixed::{self, round_tokens, round_weights};
 use halfbyte_kernels::gemm::{Panels, multiply, pack};
 use halfbyte_kernels::matrix::{Matrix, MatrixMut};
+use halfbyte_kernels::norm::{l2_norm, rms_norm};
+use halfbyte_kernels::rope::{Pairs, rotate};
 use halfbyte_kernels::simd::{Kernel, LANES, Simd};
+use halfbyte_kernels::softmax::softmax;
 
 fn main() {
     divan::main();
@@ -172,5 +176,85 @@ fn fixed_packing(bencher: Bencher) {
     let mut words = vec![0; fixed::Weights::len(rows, k)];
     bencher.counter(ItemsCount::new(rows * k)).bench_local(|| {
         round_weights(Isa::detect(), Matrix::dense(black_box(&weights), rows, k), &mut words);
+    });
+}
+
+/// Rows of 4096 activations.
+const ACTIVATIONS: (usize, usize) = (16, 4096);
+
+fn activations() -> Vec<f32> {
+    (0..ACTIVATIONS.0 * ACTIVATIONS.1).map(|i| (i % 251) as f32 * 0.01 - 1.0).collect()
+}
+
+/// 4 operations and 24 bytes an element: it is copied, read for the squares, and read and written for the product, with 4 bytes
+/// of gain.
+#[divan::bench]
+fn norm(bencher: Bencher) {
+    let (rows, columns) = ACTIVATIONS;
+    let (x, gain, mut out) = (activations(), vec![1.1; columns], vec![0.0; rows * columns]);
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        let x = Matrix::dense(black_box(&x), rows, columns);
+        rms_norm(Isa::detect(), x, columns, Some(&gain), 1e-5, MatrixMut::dense(&mut out, rows, columns));
+    });
+}
+
+/// Heads of 128, in place. 3 operations and 12 bytes an element.
+#[divan::bench]
+fn norm_l2(bencher: Bencher) {
+    let (rows, columns) = ACTIVATIONS;
+    let mut x = activations();
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        l2_norm(Isa::detect(), MatrixMut::dense(black_box(&mut x), rows, columns), 128, 1e-5);
+    });
+}
+
+/// Heads of 128, turned in place. 3 operations and 8 bytes an element; cosines and sines are those of all heads.
+#[divan::bench(args = ["halves", "neighbours"])]
+fn rope(bencher: Bencher, pairs: &str) {
+    let (rows, columns) = ACTIVATIONS;
+    let mut x = activations();
+    let angles = || (0..rows * 64).map(|i| i as f32 * 0.01);
+    let (cos, sin): (Vec<f32>, Vec<f32>) = angles().map(|a| (a.cos(), a.sin())).unzip();
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        let pairs = if pairs == "halves" { Pairs::Halves } else { Pairs::Neighbours };
+        let (cos, sin) = (Matrix::dense(&cos, rows, 64), Matrix::dense(&sin, rows, 64));
+        rotate(Isa::detect(), pairs, MatrixMut::dense(black_box(&mut x), rows, columns), 128, cos, sin);
+    });
+}
+
+/// Some 20 operations (most of them the exponential's) and 20 bytes an element: read for the largest, read and written for the
+/// exponential and for the quotient.
+#[divan::bench]
+fn softmax_rows(bencher: Bencher) {
+    let (rows, columns) = ACTIVATIONS;
+    let mut x = activations();
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        softmax(Isa::detect(), MatrixMut::dense(black_box(&mut x), rows, columns));
+    });
+}
+
+/// Operations: 7 for each of a token's 128 x 128 elements of the state, which is read and written twice (16 bytes an element, in the
+/// first-level cache for sixteen columns).
+#[divan::bench]
+fn delta(bencher: Bencher) {
+    let (tokens, width) = (256, 128);
+    let x: Vec<f32> = (0..tokens * width).map(|i| (i % 251) as f32 * 0.001 - 0.1).collect();
+    let (decay, rate) = (vec![0.97; tokens], vec![0.5; tokens]);
+    let mut out = vec![0.0; tokens * width];
+    bencher.counter(ItemsCount::new(7 * tokens * width * width)).bench_local(|| {
+        let x = Matrix::dense(black_box(&x), tokens, width);
+        let head = GatedDelta { q: x, k: x, v: x, decay: &decay, rate: &rate };
+        gated_delta(Isa::detect(), head, MatrixMut::dense(&mut out, tokens, width));
+    });
+}
+
+/// Four taps: 8 operations and, from the cache, 20 bytes an element.
+#[divan::bench]
+fn convolution(bencher: Bencher) {
+    let (rows, columns) = ACTIVATIONS;
+    let (x, taps, mut out) = (activations(), vec![0.25; 4 * columns], vec![0.0; rows * columns]);
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        let (x, taps) = (Matrix::dense(black_box(&x), rows, columns), Matrix::dense(&taps, 4, columns));
+        causal_convolution(Isa::detect(), x, taps, MatrixMut::dense(&mut out, rows, columns));
     });
 }
