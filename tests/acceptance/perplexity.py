@@ -5,7 +5,7 @@
 The files of each TYPE (Q4_K_M …) are llama-quantize's own. llama.cpp rounds activations to 8 bits before it multiplies them with quantized
 weights, which adds to the divergence that it measures; halfbyte measures the weights alone. So llama-perplexity is also given the same
 weights unpacked to F32, which it multiplies as they are: there both must agree. LLAMA_BIN is the folder of llama-quantize and llama-perplexity, built from
-llama.cpp with `cmake -DCMAKE_BUILD_TYPE=Release`. Both run the F16 model twice and the faster time counts.
+llama.cpp with `cmake -DCMAKE_BUILD_TYPE=Release`. Speeds are of whole processes, each run twice, and the faster time counts.
 """
 
 import json
@@ -50,27 +50,36 @@ def main(halfbyte, llama, scratch, checkpoint, text, context, chunks, *types):
         line = [halfbyte, "verify", model, "--text", text, "--context", context, "--chunks", chunks, "--threads", THREADS]
         return json.loads(run([*line, "--json", *more]).stdout)
 
-    def speed():
-        ours, theirs = [], []
+    speeds = []
+
+    def speed(name, model):
+        """Times all three, each twice, in turn; the faster time counts."""
+        runs = {"exact": lambda: verify(model), "--fast": lambda: verify(model, "--fast"), "peer": lambda: checked([*peer, "-m", model])}
+        times, results = {way: [] for way in runs}, {}
         for _ in range(2):
-            begin = time.monotonic()
-            result = verify(f16)
-            ours.append(time.monotonic() - begin)
-            begin = time.monotonic()
-            output = checked([*peer, "-m", f16])
-            theirs.append(time.monotonic() - begin)
+            for way, go in runs.items():
+                begin = time.monotonic()
+                results[way] = go()
+                times[way].append(time.monotonic() - begin)
+        tokens = int(context) * int(chunks)
+        exact, fast, theirs = (tokens / min(times[way]) for way in runs)
+        result = results["exact"]
+        speeds.append(
+            f"| {name} | {exact:.0f} | {exact / theirs:.2f} | {fast:.0f} | {fast / theirs:.2f} | {theirs:.0f} "
+            f"| {result['peak_rss_bytes'] / 1e6:.0f} MB |"
+        )
+        checks.that(exact >= theirs, f"{name}: {exact:.0f} tokens/s of the whole process, llama-perplexity {theirs:.0f}")
+        apart = results["--fast"]["perplexity"] / result["perplexity"] - 1
+        checks.that(abs(apart) < PERPLEXITY_MARGIN, f"{name}: --fast changes the perplexity by {100 * apart:+.4f} %")
+        return result, results["peer"]
+
+    def floats():
+        result, output = speed("F16", f16)
         expected = number(r"Final estimate: PPL = ([\d.]+)", output)
         checks.that(
             abs(result["perplexity"] / expected - 1) < PERPLEXITY_MARGIN,
             f"F16: perplexity {result['perplexity']:.4f}, llama-perplexity's {expected:.4f}",
         )
-        tokens = int(context) * int(chunks)
-        checks.that(
-            min(ours) <= min(theirs),
-            f"F16: {tokens / min(ours):.0f} tokens/s of the whole process, llama-perplexity {tokens / min(theirs):.0f}: "
-            f"{min(theirs) / min(ours):.2f} times as fast",
-        )
-        print(f"     peak memory {result['peak_rss_bytes'] / 1e6:.0f} MB")
 
     def divergence(model):
         output = checked([*peer, "-m", model, "--kl-divergence-base", base, "--kl-divergence"])
@@ -89,14 +98,17 @@ def main(halfbyte, llama, scratch, checkpoint, text, context, chunks, *types):
             f"same top token {100 * ours['same_top1']:.2f} %, {top:.2f} %; perplexity {ours['perplexity']:.3f}",
         )
         print(f"     peak memory of both {ours['peak_rss_bytes'] / 1e6:.0f} MB, {ours['tokens_per_second']:.0f} tokens/s")
+        speed(kind, file)
 
-    checks.case("F16", speed)
+    checks.case("F16", floats)
     if types:
         checked([*peer, "-m", f16, "--kl-divergence-base", base])
     for kind in types:
         checks.case(kind, one, kind)
     for made in (f16, base, file, unpacked):
         remove(made)
+    print("\n| file | tokens/s | ratio | --fast | ratio | llama-perplexity | peak memory |\n|---|---|---|---|---|---|---|")
+    print("\n".join(speeds))
     checks.close()
 
 
