@@ -7,7 +7,7 @@ mod card;
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     path::Path,
     sync::atomic::AtomicBool,
 };
@@ -81,6 +81,16 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     }
     put(&args.out.join(RECIPE), fit.job.recipe.to_toml().as_bytes())?;
 
+    // What an earlier run measured may have been of other bytes.
+    for name in [VERIFICATION, REPORT, TEXT_FILE] {
+        let path = args.out.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("can't remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
     let verification = if args.no_verify {
         None
     } else {

@@ -193,6 +193,12 @@ fn shrink_measures_what_it_wrote() {
     {
         assert!(card.contains(words), "{words} in\n{card}");
     }
+    // A measurement does not outlive what it was made of.
+    run(&mut shrink("tiny-llama", "--max-size 3MB --no-verify", &out));
+    for name in ["verification.json", "report.html", "verification.txt"] {
+        assert!(!out.join(name).exists(), "{name}");
+    }
+    sums_hold(&out);
 }
 
 #[test]
