@@ -43,12 +43,11 @@ class Checks:
 
 
 def run(halfbyte, *arguments):
-    """Runs halfbyte and returns its output; raises what it says if it fails."""
+    """Runs halfbyte; raises what it says if it fails."""
     command = [str(part) for part in (halfbyte, *arguments)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
     return done
 
 

@@ -31,7 +31,7 @@ def size(path):
 
 
 def verify(halfbyte, model, source, text):
-    return json.loads(run(halfbyte, "verify", model, "--against", source, "--text", text, "--chunks", 16, "--json"))["mean_kld"]
+    return json.loads(run(halfbyte, "verify", model, "--against", source, "--text", text, "--chunks", 16, "--json").stdout)["mean_kld"]
 
 
 def uniform(halfbyte, source, to, scratch, text):
@@ -46,7 +46,7 @@ def uniform(halfbyte, source, to, scratch, text):
 
 def weights(halfbyte, source):
     plan = run(halfbyte, "quantize", source, "--format", "bf16", "--out", "unused.gguf", "--dry-run", "--json")
-    return json.loads(plan)["weights"]
+    return json.loads(plan.stdout)["weights"]
 
 
 def runs(to, model, ids):
@@ -62,7 +62,7 @@ def one(checks, halfbyte, source, to, scratch):
     for bits in BUDGETS:
         budget = int(weights(halfbyte, source) * bits / 8)
         out = scratch / f"{name}-{to}-{bits}"
-        answer = json.loads(run(halfbyte, "shrink", source, "--to", to, "--max-size", budget, "--out", out, "--json"))
+        answer = json.loads(run(halfbyte, "shrink", source, "--to", to, "--max-size", budget, "--out", out, "--json").stdout)
         model = Path(answer["model"])
         taken = size(model)
         checks.that(
