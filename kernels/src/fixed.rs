@@ -14,18 +14,17 @@
 //! Rounding to integers adds noise of √⅟₁₂ of the scale to every element. Of normal values, that is 4.6e-5 of the tokens' and
 //! 1.1e-4 of the weights' root mean square; to half floats it is 2.1e-4.
 
-use crate::gemm::PANEL;
+use crate::gemm::load_part;
 use crate::matrix::{Matrix, MatrixMut};
 use crate::simd::{Isa, Kernel, LANES, Simd};
+pub use crate::tile::GROUP;
+use crate::tile::{Operand, PANEL, Tile};
 
 /// Columns that share a scale.
 const BLOCK: usize = 64;
 
 /// Lines of a block: its scales, and pairs of columns.
 const LINES: usize = 1 + BLOCK / 2;
-
-/// Tokens that are interleaved together; a multiple of every [`Simd::TILE_TOKENS`].
-pub const GROUP: usize = 12;
 
 /// Blocks taken at a time: their part of a group (12 KiB) stays in the first-level cache.
 const BLOCKS: usize = 8;
@@ -129,11 +128,7 @@ fn load_columns<S: Simd>(s: S, rows: Matrix, first: usize, out: &mut [S::F32]) {
             let row = &rows.row(r)[first + k * LANES..];
             *v = match row.first_chunk() {
                 Some(lanes) => s.load(lanes),
-                None => {
-                    let mut padded = [0.0; LANES];
-                    padded[..row.len()].copy_from_slice(row);
-                    s.load(&padded)
-                }
+                None => load_part(s, row),
             };
         }
         s.transpose(square);
@@ -245,94 +240,33 @@ impl Kernel for Multiply<'_> {
     }
 }
 
-/// The innermost work: some tokens by a panel, or a part of one, over some blocks.
-struct Tile<'a> {
-    /// Lines of a group.
-    x: &'a [[i32; GROUP]],
-    /// The first token within the group.
-    first: usize,
-    /// Lines of the panel.
-    weights: &'a [[i32; PANEL]],
-    /// Which part of the panel, counted in tiles.
-    part: usize,
-    /// Whether `out` holds the sums of earlier blocks.
-    resume: bool,
-    /// From the first token's element in the part's first row on.
-    out: &'a mut [f32],
-    /// Elements from one token to the next in `out`.
-    stride: usize,
-    /// Rows of the part that exist.
-    rows: usize,
-}
-
-impl Tile<'_> {
-    /// Runs the code for this number of tokens.
+impl Operand for i32 {
     #[inline(always)]
-    fn dispatch<S: Simd>(self, s: S, tokens: usize) {
-        match (S::TILE_VECTORS, tokens) {
-            (1, 1) => self.run::<S, 1, 1>(s),
-            (1, 2) => self.run::<S, 2, 1>(s),
-            (1, 3) => self.run::<S, 3, 1>(s),
-            (1, 4) => self.run::<S, 4, 1>(s),
-            (1, 5) => self.run::<S, 5, 1>(s),
-            (1, 6) => self.run::<S, 6, 1>(s),
-            (2, 1) => self.run::<S, 1, 2>(s),
-            (2, 2) => self.run::<S, 2, 2>(s),
-            (2, 3) => self.run::<S, 3, 2>(s),
-            (2, 4) => self.run::<S, 4, 2>(s),
-            (2, 5) => self.run::<S, 5, 2>(s),
-            (2, 6) => self.run::<S, 6, 2>(s),
-            (2, 7) => self.run::<S, 7, 2>(s),
-            (2, 8) => self.run::<S, 8, 2>(s),
-            (2, 9) => self.run::<S, 9, 2>(s),
-            (2, 10) => self.run::<S, 10, 2>(s),
-            (2, 11) => self.run::<S, 11, 2>(s),
-            (2, 12) => self.run::<S, 12, 2>(s),
-            _ => unreachable!("tiles have 6 tokens by 1 vector or 12 by 2"),
-        }
-    }
-
-    #[inline(always)]
-    fn run<S: Simd, const TOKENS: usize, const VECTORS: usize>(self, s: S) {
-        assert!(self.first + TOKENS <= GROUP && (self.part + 1) * VECTORS * LANES <= PANEL);
-        let mut sums = [[s.splat(0.0); VECTORS]; TOKENS];
-        if self.resume {
-            for (t, sums) in sums.iter_mut().enumerate() {
-                let mut padded = [[0.0; LANES]; VECTORS];
-                padded.as_flattened_mut()[..self.rows]
-                    .copy_from_slice(&self.out[t * self.stride..][..self.rows]);
-                for (sum, lanes) in sums.iter_mut().zip(&padded) {
-                    *sum = s.load(lanes);
-                }
-            }
-        }
-        for (x, weights) in self.x.chunks(LINES).zip(self.weights.chunks(LINES)) {
+    fn accumulate<S: Simd, const TOKENS: usize, const VECTORS: usize>(
+        s: S,
+        tile: &Tile<i32>,
+        sums: &mut [[S::F32; VECTORS]; TOKENS],
+    ) {
+        for (x, weights) in tile.x.chunks(LINES).zip(tile.weights.chunks(LINES)) {
             let mut dots = [[s.splat_i(0); VECTORS]; TOKENS];
             for (x, weights) in x[1..].iter().zip(&weights[1..]) {
-                let weights = &weights.as_chunks().0[self.part * VECTORS..][..VECTORS];
+                let weights = &weights.as_chunks().0[tile.part * VECTORS..][..VECTORS];
                 let weights: [S::I32; VECTORS] = std::array::from_fn(|v| s.load_i(&weights[v]));
                 for (t, dots) in dots.iter_mut().enumerate() {
-                    let x = s.splat_i(x[self.first + t]);
+                    let x = s.splat_i(x[tile.first + t]);
                     for (dot, w) in dots.iter_mut().zip(weights) {
                         *dot = s.dot_i16(x, w, *dot);
                     }
                 }
             }
-            let scales = &weights[0].as_chunks().0[self.part * VECTORS..][..VECTORS];
+            let scales = &weights[0].as_chunks().0[tile.part * VECTORS..][..VECTORS];
             let scales: [S::F32; VECTORS] = std::array::from_fn(|v| s.from_bits(s.load_i(&scales[v])));
             for (t, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
-                let x = s.splat(f32::from_bits(x[0][self.first + t] as u32));
+                let x = s.splat(f32::from_bits(x[0][tile.first + t] as u32));
                 for ((sum, dot), scale) in sums.iter_mut().zip(dots).zip(scales) {
                     *sum = s.mul_add(s.to_f32(dot), s.mul(x, scale), *sum);
                 }
             }
-        }
-        for (t, sums) in sums.into_iter().enumerate() {
-            let mut padded = [[0.0; LANES]; VECTORS];
-            for (sum, lanes) in sums.into_iter().zip(&mut padded) {
-                s.store(sum, lanes);
-            }
-            self.out[t * self.stride..][..self.rows].copy_from_slice(&padded.as_flattened()[..self.rows]);
         }
     }
 }
@@ -340,15 +274,7 @@ impl Tile<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(n: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
+    use crate::gemm::tests::noise;
 
     fn product(isa: Isa, x: Matrix, w: Matrix) -> Vec<f32> {
         let mut weights = vec![-1; Weights::len(w.rows, w.columns)];

@@ -9,12 +9,8 @@ use std::cell::Cell;
 
 use crate::matrix::{Matrix, MatrixMut};
 use crate::simd::{Isa, Kernel, LANES, Simd};
-
-/// Weight rows of a panel.
-pub const PANEL: usize = 32;
-
-/// Tokens that are interleaved together; a multiple of every [`Simd::TILE_TOKENS`].
-const GROUP: usize = 12;
+pub use crate::tile::PANEL;
+use crate::tile::{GROUP, Operand, Tile};
 
 /// Tokens taken at a time: interleaved, with [`K_BLOCK`] columns 216 KiB of the second-level cache.
 const TOKEN_BLOCK: usize = 8 * GROUP;
@@ -116,7 +112,7 @@ fn interleave<S: Simd, const PITCH: usize>(s: S, rows: Matrix, first: usize, out
 
 /// Fewer than sixteen elements, and zeros.
 #[inline(always)]
-fn load_part<S: Simd>(s: S, values: &[f32]) -> S::F32 {
+pub(crate) fn load_part<S: Simd>(s: S, values: &[f32]) -> S::F32 {
     let mut padded = [0.0; LANES];
     padded[..values.len()].copy_from_slice(values);
     s.load(&padded)
@@ -228,125 +224,33 @@ impl Multiply<'_> {
     }
 }
 
-/// The innermost work: some tokens by a panel, or a part of one, over one block of k.
-struct Tile<'a> {
-    /// Interleaved tokens, column by column.
-    x: &'a [[f32; GROUP]],
-    /// The first token within the group.
-    first: usize,
-    /// The panel, column by column.
-    weights: &'a [[f32; PANEL]],
-    /// Which part of the panel, counted in tiles.
-    part: usize,
-    /// Whether `out` holds the sums of earlier blocks of k.
-    resume: bool,
-    /// From the first token's element in the part's first row on.
-    out: &'a mut [f32],
-    /// Elements from one token to the next in `out`.
-    stride: usize,
-    /// Rows of the part that exist.
-    rows: usize,
-}
-
-impl Tile<'_> {
-    /// Runs the code for this number of tokens.
+impl Operand for f32 {
     #[inline(always)]
-    fn dispatch<S: Simd>(self, s: S, tokens: usize) {
-        match (S::TILE_VECTORS, tokens) {
-            (1, 1) => self.run::<S, 1, 1>(s),
-            (1, 2) => self.run::<S, 2, 1>(s),
-            (1, 3) => self.run::<S, 3, 1>(s),
-            (1, 4) => self.run::<S, 4, 1>(s),
-            (1, 5) => self.run::<S, 5, 1>(s),
-            (1, 6) => self.run::<S, 6, 1>(s),
-            (2, 1) => self.run::<S, 1, 2>(s),
-            (2, 2) => self.run::<S, 2, 2>(s),
-            (2, 3) => self.run::<S, 3, 2>(s),
-            (2, 4) => self.run::<S, 4, 2>(s),
-            (2, 5) => self.run::<S, 5, 2>(s),
-            (2, 6) => self.run::<S, 6, 2>(s),
-            (2, 7) => self.run::<S, 7, 2>(s),
-            (2, 8) => self.run::<S, 8, 2>(s),
-            (2, 9) => self.run::<S, 9, 2>(s),
-            (2, 10) => self.run::<S, 10, 2>(s),
-            (2, 11) => self.run::<S, 11, 2>(s),
-            (2, 12) => self.run::<S, 12, 2>(s),
-            _ => unreachable!("tiles have 6 tokens by 1 vector or 12 by 2"),
-        }
-    }
-
-    #[inline(always)]
-    fn run<S: Simd, const TOKENS: usize, const VECTORS: usize>(mut self, s: S) {
-        assert!(self.first + TOKENS <= GROUP && (self.part + 1) * VECTORS * LANES <= PANEL);
-        let mut sums = [[s.splat(0.0); VECTORS]; TOKENS];
-        if self.resume {
-            for (t, sums) in sums.iter_mut().enumerate() {
-                *sums = self.load(s, t);
-            }
-        }
-        // What is written at the end (or read by the next tile, where sums resume) should be near by then.
-        let ahead = if self.resume { PANEL } else { 0 };
-        for t in 0..TOKENS {
-            for v in 0..=VECTORS {
-                if let Some(element) = self.out.get(t * self.stride + ahead + v * LANES) {
-                    s.prefetch(element);
-                }
-            }
-        }
-        for (x, weights) in self.x.iter().zip(self.weights) {
-            let weights = &weights.as_chunks().0[self.part * VECTORS..][..VECTORS];
+    fn accumulate<S: Simd, const TOKENS: usize, const VECTORS: usize>(
+        s: S,
+        tile: &Tile<f32>,
+        sums: &mut [[S::F32; VECTORS]; TOKENS],
+    ) {
+        for (x, weights) in tile.x.iter().zip(tile.weights) {
+            let weights = &weights.as_chunks().0[tile.part * VECTORS..][..VECTORS];
             let weights: [S::F32; VECTORS] = std::array::from_fn(|v| s.load(&weights[v]));
             for (t, sums) in sums.iter_mut().enumerate() {
-                let x = s.splat(x[self.first + t]);
+                let x = s.splat(x[tile.first + t]);
                 for (sum, w) in sums.iter_mut().zip(weights) {
                     *sum = s.mul_add(x, w, *sum);
                 }
             }
         }
-        for (t, sums) in sums.into_iter().enumerate() {
-            self.store(s, t, sums);
-        }
-    }
-
-    /// The sums of token `t` so far.
-    #[inline(always)]
-    fn load<S: Simd, const VECTORS: usize>(&self, s: S, t: usize) -> [S::F32; VECTORS] {
-        let out = &self.out[t * self.stride..][..self.rows];
-        let mut padded = [[0.0; LANES]; VECTORS];
-        let whole = match out.as_chunks().0.first_chunk() {
-            Some(whole) => whole,
-            None => {
-                padded.as_flattened_mut()[..out.len()].copy_from_slice(out);
-                &padded
-            }
-        };
-        std::array::from_fn(|v| s.load(&whole[v]))
-    }
-
-    /// Writes the sums of token `t` as far as there are rows.
-    #[inline(always)]
-    fn store<S: Simd, const VECTORS: usize>(&mut self, s: S, t: usize, sums: [S::F32; VECTORS]) {
-        let out = &mut self.out[t * self.stride..][..self.rows];
-        if let Some(whole) = out.as_chunks_mut().0.first_chunk_mut::<VECTORS>() {
-            for (sum, lanes) in sums.into_iter().zip(whole) {
-                s.store(sum, lanes);
-            }
-            return;
-        }
-        let mut padded = [[0.0; LANES]; VECTORS];
-        for (sum, lanes) in sums.into_iter().zip(&mut padded) {
-            s.store(sum, lanes);
-        }
-        out.copy_from_slice(&padded.as_flattened()[..out.len()]);
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::simd::Scalar;
 
-    fn noise(n: usize, seed: u64) -> Vec<f32> {
+    /// Uniform numbers from -1 to 1.
+    pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

@@ -54,6 +54,7 @@ mod superblock;
 mod symmetric;
 pub mod table;
 pub mod ternary;
+mod tile;
 
 pub use format::Format;
 pub use simd::Isa;
