@@ -24,7 +24,7 @@ use crate::{
 
 /// Nothing of the model fits: an answer, but not the one that was hoped for.
 #[derive(Debug)]
-pub struct TooLarge(pub u64);
+pub struct TooLarge(u64);
 
 impl std::fmt::Display for TooLarge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -50,15 +50,14 @@ pub fn run(args: &args::Plan) -> Result<()> {
             }
             if args.json { print_json(&fits_json(&wish, &fit)) } else { print_fit(args, &name, &wish, &fit) }
         }
-        Answer::Short(short) => {
-            if args.json {
-                print_json(&short_json(&wish, &short))
-            } else {
-                print_short(&name, &wish, &short)
-            }?;
-            Err(TooLarge(short.missing).into())
-        }
+        Answer::Short(short) => Err(refuse(&name, &wish, &short, args.json)?.into()),
     }
+}
+
+/// Tells by how much it is too large, and gives the error to end with.
+pub fn refuse(name: &str, wish: &Wish, short: &Short, json: bool) -> Result<TooLarge> {
+    if json { print_json(&short_json(wish, short)) } else { print_short(name, wish, short) }?;
+    Ok(TooLarge(short.missing))
 }
 
 /// What the user wishes.
@@ -119,7 +118,7 @@ pub fn print_summary(name: &str, wish: &Wish, fit: &Fit) -> Result<()> {
     }
     writeln!(out, "{}", class_table(fit))?;
     writeln!(out)?;
-    let total: u64 = fit.job.layout.files.iter().map(|file| file.len).sum();
+    let total = fit.job.file_bytes();
     writeln!(
         out,
         "size   {:.3} bits per weight, {} ({total} bytes) in {} file{}",
@@ -313,7 +312,7 @@ fn speed_line(wish: &Wish, fit: &Fit) -> String {
 
 /// The mixes beside the plan: the best that takes no more, and the smallest that is better.
 fn ladder_lines(fit: &Fit) -> Vec<String> {
-    let bytes: u64 = (0..fit.job.outputs.len()).map(|index| fit.job.tensor_bytes(index)).sum();
+    let bytes = fit.job.tensors_bytes();
     let cost = |rung: &Rung| {
         let times = rung.cost.map(|cost| format!(", about {:.2} times the damage (estimate)", cost));
         times.unwrap_or_default()
@@ -343,7 +342,7 @@ fn costs_line(wish: &Wish) -> &'static str {
 }
 
 /// By how much it is too large, and what would do it.
-pub fn print_short(name: &str, wish: &Wish, short: &Short) -> Result<()> {
+fn print_short(name: &str, wish: &Wish, short: &Short) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let machine = wish.target.as_ref().map_or("the files", |target| &target.name);
     writeln!(
@@ -431,7 +430,7 @@ pub fn fits_json(wish: &Wish, fit: &Fit) -> Value {
         "target": wish.target.as_ref().map(|target| &target.name),
         "max_size": wish.max_size,
         "run": run_json(&wish.run),
-        "bytes": fit.job.layout.files.iter().map(|file| file.len).sum::<u64>(),
+        "bytes": fit.job.file_bytes(),
         "weights": fit.job.weights(),
         "bits_per_weight": fit.job.bits_per_weight(),
         "files": fit.job.layout.files.len(),
@@ -448,7 +447,7 @@ pub fn fits_json(wish: &Wish, fit: &Fit) -> Value {
 }
 
 /// For machines, by how much it is too large, and what would do it.
-pub fn short_json(wish: &Wish, short: &Short) -> Value {
+fn short_json(wish: &Wish, short: &Short) -> Value {
     let changes: Vec<Value> = short
         .changes
         .iter()

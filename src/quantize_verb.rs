@@ -115,7 +115,7 @@ fn print_plan(job: &Job) -> Result<()> {
 }
 
 fn files_line(job: &Job) -> String {
-    let total: u64 = job.layout.files.iter().map(|file| file.len).sum();
+    let total = job.file_bytes();
     format!(
         "{}: {} ({} bytes) in {} file{}",
         job.destination.path().display(),
@@ -160,7 +160,7 @@ fn plan_json(job: &Job) -> Value {
         "container": job.recipe.container.name(),
         "format": job.recipe.format,
         "recipe_sha256": job.recipe.hash(),
-        "bytes": job.layout.files.iter().map(|file| file.len).sum::<u64>(),
+        "bytes": job.file_bytes(),
         "weights": job.weights(),
         "bits_per_weight": job.bits_per_weight(),
         "files": files,

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::families;
 use crate::gguf::{Metadata, Value};
 use crate::model_card::ModelCard;
-use crate::output::{Class, Content, OutputTensor};
+use crate::output::{Content, OutputTensor};
 use crate::tokenizer;
 
 /// Version of the block formats (`GGML_QNT_VERSION`).
@@ -166,7 +166,7 @@ fn is_version(word: &str) -> bool {
 fn size_label(tensors: &[OutputTensor]) -> String {
     let (mut shared, mut one_expert, mut experts) = (0, 0, 0);
     for tensor in tensors.iter().filter(|tensor| matches!(tensor.content, Content::Parts(_))) {
-        if matches!(tensor.class, Class::ExpertGate | Class::ExpertUp | Class::ExpertDown) {
+        if tensor.class.is_routed_expert() {
             experts = tensor.shape.first().copied().unwrap_or(1).max(1);
             one_expert += tensor.elements() / experts;
         } else {

@@ -63,6 +63,11 @@ pub enum Class {
 }
 
 impl Class {
+    /// Whether it is a matrix of a mixture's routed experts, of which a token uses a few.
+    pub fn is_routed_expert(self) -> bool {
+        matches!(self, Class::ExpertGate | Class::ExpertUp | Class::ExpertDown)
+    }
+
     /// The name for tables and JSON.
     pub fn name(self) -> &'static str {
         match self {

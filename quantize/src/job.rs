@@ -48,10 +48,19 @@ impl Job {
         self.layout.planes[index].iter().map(|plane| plane.len).sum()
     }
 
+    /// Bytes of all output tensors.
+    pub fn tensors_bytes(&self) -> u64 {
+        (0..self.outputs.len()).map(|index| self.tensor_bytes(index)).sum()
+    }
+
+    /// Bytes of all files.
+    pub fn file_bytes(&self) -> u64 {
+        self.layout.files.iter().map(|file| file.len).sum()
+    }
+
     /// Bits per weight over all tensors.
     pub fn bits_per_weight(&self) -> f64 {
-        let bytes: u64 = (0..self.outputs.len()).map(|index| self.tensor_bytes(index)).sum();
-        bytes as f64 * 8.0 / self.weights().max(1) as f64
+        self.tensors_bytes() as f64 * 8.0 / self.weights().max(1) as f64
     }
 
     /// The streaming pass over this job's weights, with buffers of `memory` bytes and `threads` cores.

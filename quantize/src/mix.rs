@@ -230,7 +230,7 @@ impl Rules<'_> {
         }
         match tensor.class {
             Class::AttnKB | Class::AttnVB => "q8_0",
-            Class::ExpertGate | Class::ExpertUp | Class::ExpertDown if self.mix.size == Size::Experts => base,
+            class if class.is_routed_expert() && self.mix.size == Size::Experts => base,
             _ if self.mix.size == Size::Experts => "q8_0",
             Class::Embedding | Class::Output if self.mix.is_fp4() => "q8_0",
             Class::Output => "q6_k",

@@ -16,6 +16,30 @@ pub enum Place {
     Host,
 }
 
+/// What is placed together.
+enum Part {
+    /// What is read before the first layer.
+    Input,
+    /// A layer without its routed experts.
+    Layer(usize),
+    /// A layer's routed experts.
+    Experts(usize),
+    /// What is read after the last layer.
+    Output,
+}
+
+impl Part {
+    /// What a tensor belongs to.
+    fn of(output: &OutputTensor) -> Part {
+        match (output.layer, output.class) {
+            (None, Class::Embedding) => Part::Input,
+            (None, _) => Part::Output,
+            (Some(layer), class) if class.is_routed_expert() => Part::Experts(layer as usize),
+            (Some(layer), _) => Part::Layer(layer as usize),
+        }
+    }
+}
+
 /// Bytes to place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Load {
@@ -64,7 +88,7 @@ impl Load {
         let mut load = Load { layers: vec![0; layers], experts: vec![0; layers], ..Load::default() };
         load.layers[..cache.len()].copy_from_slice(cache);
         for (output, bytes) in outputs.iter().zip(bytes) {
-            *load.part(output) += bytes;
+            *load.part(Part::of(output)) += bytes;
         }
         if !outputs.iter().any(|output| output.class == Class::Output) {
             load.tied = load.input;
@@ -72,15 +96,12 @@ impl Load {
         load
     }
 
-    /// What a tensor belongs to.
-    fn part(&mut self, output: &OutputTensor) -> &mut u64 {
-        match (output.layer, output.class) {
-            (None, Class::Embedding) => &mut self.input,
-            (None, _) => &mut self.output,
-            (Some(layer), Class::ExpertGate | Class::ExpertUp | Class::ExpertDown) => {
-                &mut self.experts[layer as usize]
-            }
-            (Some(layer), _) => &mut self.layers[layer as usize],
+    fn part(&mut self, part: Part) -> &mut u64 {
+        match part {
+            Part::Input => &mut self.input,
+            Part::Layer(layer) => &mut self.layers[layer],
+            Part::Experts(layer) => &mut self.experts[layer],
+            Part::Output => &mut self.output,
         }
     }
 
@@ -93,13 +114,11 @@ impl Load {
 impl Placement {
     /// Where a tensor lies.
     pub fn of(&self, output: &OutputTensor) -> Place {
-        match (output.layer, output.class) {
-            (None, Class::Embedding) => self.input,
-            (None, _) => self.output,
-            (Some(layer), Class::ExpertGate | Class::ExpertUp | Class::ExpertDown) => {
-                self.experts[layer as usize]
-            }
-            (Some(layer), _) => self.layers[layer as usize],
+        match Part::of(output) {
+            Part::Input => self.input,
+            Part::Layer(layer) => self.layers[layer],
+            Part::Experts(layer) => self.experts[layer],
+            Part::Output => self.output,
         }
     }
 
@@ -144,7 +163,6 @@ impl Placement {
         }
         let ends = if beside { (0, load.output + load.tied) } else { (load.input, load.output) };
         let devices = split(&bytes, ends, &room.devices)?;
-        let last = devices.last().copied().unwrap_or(0).max(room.devices.len().saturating_sub(1));
         let layers: Vec<Place> = std::iter::repeat_n(Place::Host, whole)
             .chain(devices.iter().map(|&device| Place::Device(device)))
             .collect();
@@ -158,27 +176,19 @@ impl Placement {
             output: if whole == load.layers.len() && room.host.is_some() {
                 Place::Host
             } else {
-                Place::Device(last)
+                Place::Device(room.devices.len() - 1)
             },
             layers,
         })
     }
 
-    /// The layers after which another device begins.
+    /// The layers after which another device begins, for their experts or for the rest.
     pub fn boundaries(&self) -> Vec<u32> {
-        let pairs = self.layers.windows(2).enumerate();
-        let mut ends: Vec<u32> =
-            pairs.filter(|(_, pair)| pair[0] != pair[1]).map(|(layer, _)| layer as u32).collect();
-        ends.extend(
-            self.experts
-                .windows(2)
-                .enumerate()
-                .filter(|(_, pair)| pair[0] != pair[1])
-                .map(|(layer, _)| layer as u32),
-        );
-        ends.sort_unstable();
-        ends.dedup();
-        ends
+        let changes = |places: &[Place], layer: usize| places[layer] != places[layer + 1];
+        (0..self.layers.len().saturating_sub(1))
+            .filter(|&layer| changes(&self.layers, layer) || changes(&self.experts, layer))
+            .map(|layer| layer as u32)
+            .collect()
     }
 
     /// llama.cpp's options for it.

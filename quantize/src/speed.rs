@@ -43,7 +43,7 @@ pub fn bytes_per_token(
                     add(placement.output, bytes);
                 }
             }
-            (Class::ExpertGate | Class::ExpertUp | Class::ExpertDown, Some(Experts { used, count })) => {
+            (class, Some(Experts { used, count })) if class.is_routed_expert() => {
                 let share = u128::from(bytes) * u128::from(used.min(count)) / u128::from(count.max(1));
                 add(placement.of(output), share as u64);
             }

@@ -57,14 +57,13 @@ fn write(
     let target = wish.target.as_ref();
     let machine = target.map_or(String::new(), |target| format!(" for {}", target.name));
     writeln!(card, "# {name}{machine}\n")?;
-    let bytes: u64 = fit.job.layout.files.iter().map(|file| file.len).sum();
     writeln!(
         card,
         "{container}, {} weights at {:.3} bits per weight, {} in all. Made from `{name}` by {} with `{}` \
          (SHA-256 of the recipe: `{}`); the same recipe and source give the same bytes.\n",
         text::count(fit.job.weights()),
         fit.job.bits_per_weight(),
-        text::bytes(bytes),
+        text::bytes(fit.job.file_bytes()),
         fit.job.recipe.tool,
         super::RECIPE,
         fit.job.recipe.hash(),

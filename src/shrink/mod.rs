@@ -6,26 +6,24 @@
 mod card;
 
 use std::{
-    fs::{self, File},
-    io::{ErrorKind, Read, Write},
+    fs,
+    io::{ErrorKind, Write},
     path::Path,
     sync::atomic::AtomicBool,
 };
 
 use anyhow::{Context, Result};
 use quantize::{
-    error::Error,
-    fit::{Answer, Fit, Wish, fit},
+    fit::{Answer, Fit, fit},
     plan::Container,
 };
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use verify::{Input, Options, Outcome, Precision, report};
+use verify::{Input, Options, Outcome, Precision, description::ModelFile, report};
 
 use crate::{
     args,
     interrupt::interruptible,
-    plan_verb::{self, TooLarge, first_file, name_of},
+    plan_verb::{self, first_file, name_of},
     quantize_verb,
     steps::Steps,
     table::print_json,
@@ -60,14 +58,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     step(args, 1, "planning: reading some rows of every tensor");
     let fit = match fit(&args.fit.source, &model, &wish)? {
         Answer::Fits(fit) => fit,
-        Answer::Short(short) => {
-            if args.json {
-                print_json(&plan_verb::short_json(&wish, &short))
-            } else {
-                plan_verb::print_short(&name, &wish, &short)
-            }?;
-            return Err(TooLarge(short.missing).into());
-        }
+        Answer::Short(short) => return Err(plan_verb::refuse(&name, &wish, &short, args.json)?.into()),
     };
     if !args.json {
         plan_verb::print_summary(&name, &wish, &fit)?;
@@ -95,7 +86,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         None
     } else {
         step(args, 3, "verifying the written bytes against the source");
-        Some(verified(args, &wish, &fit, &cancel)?)
+        Some(verified(args, &fit, &cancel)?)
     };
     if let Some(outcome) = verification.as_ref().filter(|_| !args.json) {
         verify_verb::print(outcome, Some(&args.out.join(REPORT)))?;
@@ -125,7 +116,7 @@ fn step(args: &args::Shrink, number: usize, what: &str) {
     }
 }
 
-fn verified(args: &args::Shrink, wish: &Wish, fit: &Fit, cancel: &AtomicBool) -> Result<Outcome> {
+fn verified(args: &args::Shrink, fit: &Fit, cancel: &AtomicBool) -> Result<Outcome> {
     let text = match &args.text {
         Some(text) => text.clone(),
         None => {
@@ -134,12 +125,8 @@ fn verified(args: &args::Shrink, wish: &Wish, fit: &Fit, cancel: &AtomicBool) ->
             text
         }
     };
-    let model = match wish.container {
-        Container::Gguf => first_file(fit),
-        Container::Mlx => args.out.clone(),
-    };
     let options = Options {
-        model,
+        model: first_file(fit),
         against: Some(args.fit.source.clone()),
         input: Input::Text(text),
         context: CONTEXT,
@@ -177,26 +164,8 @@ fn sums(folder: &Path, cancel: &AtomicBool) -> Result<String> {
     files.sort();
     let mut lines = String::new();
     for path in files {
-        let sum = sum(&path, cancel).with_context(|| format!("can't read {}", path.display()))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        lines += &format!("{}  {name}\n", sum?);
+        let file = ModelFile::hashed(&path, cancel)?;
+        lines += &format!("{}  {}\n", file.sha256.unwrap_or_default(), file.name);
     }
     Ok(lines)
-}
-
-/// The SHA-256 of a file, unless the user stops it.
-fn sum(path: &Path, cancel: &AtomicBool) -> std::io::Result<Result<String, Error>> {
-    let mut file = File::open(path)?;
-    let mut sha = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
-            let partial = path.parent().unwrap_or(Path::new(".")).to_owned();
-            return Ok(Err(Error::Interrupted { partial }));
-        }
-        match file.read(&mut buffer)? {
-            0 => return Ok(Ok(quantize::recipe::hex(&sha.finalize()))),
-            n => sha.update(&buffer[..n]),
-        }
-    }
 }

@@ -129,25 +129,23 @@ impl Costs {
         Costs { tensors, items, fixed: self.fixed }
     }
 
-    /// The allocation of least cost within `budget` bytes, or the bytes of the smallest that there is.
-    ///
-    /// # Errors
-    /// The bytes of the smallest allocation, if `budget` is below.
-    pub fn allocate(&self, question: &Question<'_>, budget: u64) -> std::result::Result<Allocation, u64> {
-        let room = budget.saturating_sub(self.fixed);
-        match knapsack::solve(&self.items, room) {
-            Some(chosen) if budget >= self.fixed => {
-                let mut formats = question.fixed.to_vec();
-                let (mut bytes, mut cost) = (self.fixed, 0.0);
-                for (((index, open), item), at) in self.tensors.iter().zip(&self.items).zip(chosen) {
-                    formats[*index] = open[at];
-                    bytes += item[at].bytes;
-                    cost += item[at].cost;
-                }
-                Ok(Allocation { formats, bytes, cost })
-            }
-            _ => Err(self.fixed + self.smallest()),
+    /// The allocation of least cost within `budget` bytes; `None` if even the smallest takes more.
+    pub fn allocate(&self, question: &Question<'_>, budget: u64) -> Option<Allocation> {
+        let chosen = knapsack::solve(&self.items, budget.checked_sub(self.fixed)?)?;
+        let mut formats = question.fixed.to_vec();
+        let (mut bytes, mut cost) = (self.fixed, 0.0);
+        for (((index, open), item), at) in self.tensors.iter().zip(&self.items).zip(chosen) {
+            formats[*index] = open[at];
+            bytes += item[at].bytes;
+            cost += item[at].cost;
         }
+        Some(Allocation { formats, bytes, cost })
+    }
+
+    /// Bytes of the smallest allocation.
+    pub fn smallest(&self) -> u64 {
+        let least = |item: &Vec<Choice>| item.iter().map(|choice| choice.bytes).min().unwrap_or(0);
+        self.fixed + self.items.iter().map(least).sum::<u64>()
     }
 
     /// The cost of formats that were chosen otherwise, if every tensor's is among the candidates.
@@ -157,9 +155,5 @@ impl Costs {
             Some(item[open.iter().position(|format| *format == formats[*index])?].cost)
         };
         all.map(cost).sum()
-    }
-
-    fn smallest(&self) -> u64 {
-        self.items.iter().map(|item| item.iter().map(|choice| choice.bytes).min().unwrap_or(0)).sum()
     }
 }

@@ -60,8 +60,6 @@ pub struct Fit {
     pub options: Options,
     /// The conversion, ready to run.
     pub job: Job,
-    /// The cache of each layer.
-    pub cache: Vec<LayerCache>,
     /// Where everything lies; on the only device if the wish was a size of files.
     pub placement: Placement,
     /// What each device holds, and the host last, if it takes part.
@@ -70,8 +68,6 @@ pub struct Fit {
     pub flags: Vec<String>,
     /// Tokens per second: an estimate; nothing if a bandwidth is unknown or there is no machine.
     pub speed: Option<Range<f64>>,
-    /// What the types cost by the allocation's measure.
-    pub cost: f64,
     /// The named mixes of the container (or uniform modes) beside the plan, by rising size.
     pub ladder: Vec<Rung>,
 }
@@ -114,14 +110,16 @@ pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
     // More than 8 bits buy next to nothing, and every token has to wait for them: only if all tensors could have 8.
     let quantized = costs.without(|format| format.block == 1);
 
-    let mut overhead = overhead(&job);
+    // Bytes of the files that are no tensors.
+    let overhead_of = |job: &Job| job.file_bytes() - job.tensors_bytes();
+    let mut overhead = overhead_of(&job);
     let (allocation, placed, options, planned) = loop {
         let search = Search { wish, model: &model, question: &question, costs: &quantized, overhead };
         let (mut allocation, mut placed) = match search.run()? {
             Ok(found) => found,
             Err(missing) => return Ok(Answer::Short(short::changes(&search, missing)?)),
         };
-        if quantized.allocate(&question, u64::MAX).is_ok_and(|best| best == allocation)
+        if quantized.allocate(&question, u64::MAX).is_some_and(|best| best == allocation)
             && let Ok(found) = (Search { costs: &costs, ..search }).run()?
         {
             (allocation, placed) = found;
@@ -136,11 +134,10 @@ pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
         };
         let planned = Job::plan(source, out, &options)?;
         // What is no tensor depends on the plan: MLX lists the types in its config, and every shard has a header.
-        let files = planned.layout.files.iter().map(|file| file.len).sum::<u64>();
-        if wish.max_size.is_none_or(|most| files <= most) {
+        if wish.max_size.is_none_or(|most| planned.file_bytes() <= most) {
             break (allocation, placed, options, planned);
         }
-        overhead = self::overhead(&planned);
+        overhead = overhead_of(&planned);
     };
     let ladder = ladder::ladder(&job, wish, &costs, allocation.cost)?;
     let Placed { placement, shares, flags } = placed;
@@ -148,11 +145,9 @@ pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
         speed: model.speed(wish, &planned, &placement),
         options,
         job: planned,
-        cache: model.cache,
         placement,
         shares,
         flags,
-        cost: allocation.cost,
         ladder,
     })))
 }
@@ -172,12 +167,6 @@ fn align(wish: &Wish) -> u32 {
     const GGUF: u32 = 32;
     let page = wish.target.as_ref().and_then(|target| u32::try_from(target.page).ok());
     page.filter(|page| page.is_power_of_two()).unwrap_or(GGUF)
-}
-
-/// Bytes of the files that are no tensors.
-fn overhead(job: &Job) -> u64 {
-    let files: u64 = job.layout.files.iter().map(|file| file.len).sum();
-    files - (0..job.outputs.len()).map(|index| job.tensor_bytes(index)).sum::<u64>()
 }
 
 /// The formats to choose from: those that the target's engines run, and in which this tool writes.
@@ -270,11 +259,8 @@ struct Search<'a> {
 impl Search<'_> {
     /// The best allocation that fits, or by how many bytes the smallest is too large.
     fn run(&self) -> Result<std::result::Result<(Allocation, Placed), u64>> {
-        let smallest = match self.costs.allocate(self.question, 0) {
-            Ok(nothing) => nothing.bytes,
-            Err(smallest) => smallest,
-        };
-        let at = |budget| self.costs.allocate(self.question, budget).ok();
+        let smallest = self.costs.smallest();
+        let at = |budget| self.costs.allocate(self.question, budget);
         let Some(least) = at(smallest) else { return Ok(Err(1)) };
         let mut best = match self.place(&least)? {
             Ok(placed) => (least, placed),
@@ -346,9 +332,7 @@ impl Search<'_> {
         };
 
         let cards = target.devices.iter().any(|device| device.kind == DeviceKind::Card);
-        let experts = outputs.iter().zip(&bytes).filter(|(output, _)| {
-            matches!(output.class, Class::ExpertGate | Class::ExpertUp | Class::ExpertDown)
-        });
+        let experts = outputs.iter().zip(&bytes).filter(|(output, _)| output.class.is_routed_expert());
         let buffers = self.buffers(experts.map(|(_, &bytes)| bytes).max().unwrap_or(0))?;
         let taken: u64 = buffers.iter().map(|buffer| buffer.bytes.high).sum();
         let room = Room {

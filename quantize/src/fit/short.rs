@@ -35,10 +35,6 @@ const LEAST_CONTEXT: u64 = 2048;
 
 /// What to say when a search found nothing.
 pub fn changes(search: &Search<'_>, missing: u64) -> Result<Short> {
-    let smallest = match search.costs.allocate(search.question, 0) {
-        Ok(nothing) => nothing.bytes,
-        Err(smallest) => smallest,
-    };
     let cache = search.model.cache.iter().map(|layer| layer.bytes).sum();
     let mut changes = Vec::new();
     if search.wish.target.is_some() {
@@ -59,7 +55,7 @@ pub fn changes(search: &Search<'_>, missing: u64) -> Result<Short> {
         }
     }
     let buffers = search.buffers(0)?.iter().map(|buffer| buffer.bytes.high).sum();
-    Ok(Short { missing, smallest, cache, buffers, changes })
+    Ok(Short { missing, smallest: search.costs.smallest(), cache, buffers, changes })
 }
 
 /// Whether the smallest allocation fits if it runs so.
