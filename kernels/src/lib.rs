@@ -27,6 +27,7 @@ pub mod iq4_nl;
 pub mod iq4_xs;
 pub mod iquants;
 pub mod lanes;
+pub mod lattice;
 pub mod matrix;
 mod microscale;
 mod minifloat;
