@@ -1,12 +1,13 @@
 //! Rows of source tensors in f32: which bytes they are, how they are widened, and how a converter rearranges them.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use kernels::Isa;
 use kernels::fp8::{e8m0_to_f32, widen_block_scaled};
 
 use crate::error::{Error, Result};
-use crate::output::{Map, Part};
+use crate::output::{Content, Map, OutputTensor, Part};
 use crate::scales::{BlockScale, Scales};
 use crate::tensor::{Dtype, TensorMeta, TensorSource};
 
@@ -105,6 +106,80 @@ fn read_scales(source: &dyn TensorSource, scales: &Scales, part: &Part) -> Resul
         _ => values.iter_mut().zip(&bytes).for_each(|(value, &code)| *value = e8m0_to_f32(code)),
     }
     Ok(Some(RowScales { of, values, first }))
+}
+
+/// Decodes rows of an output tensor (all dimensions but the last flattened) into `out`, row after row.
+///
+/// # Errors
+/// [`Error::NotWeights`] if a source tensor's elements are none, and whatever reading finds.
+pub fn decode(
+    source: &dyn TensorSource,
+    scales: &Scales,
+    tensor: &OutputTensor,
+    rows: Range<u64>,
+    isa: Isa,
+    out: &mut [f32],
+) -> Result<()> {
+    let columns = tensor.columns();
+    // In weights, for a vector's parts may be columns.
+    let wanted = rows.start * columns..rows.end * columns;
+    let parts = match &tensor.content {
+        Content::Values(values) => {
+            out.copy_from_slice(&values[wanted.start as usize..wanted.end as usize]);
+            return Ok(());
+        }
+        Content::Parts(parts) => parts,
+    };
+    let mut first = 0;
+    for part in parts {
+        let end = first + part.weights();
+        let overlap = wanted.start.max(first)..wanted.end.min(end);
+        if overlap.start < overlap.end {
+            let at = (overlap.start - wanted.start) as usize..(overlap.end - wanted.start) as usize;
+            let columns = part.output_shape().1;
+            let within = (overlap.start - first) / columns..(overlap.end - first) / columns;
+            decode_part(source, scales, part, within, isa, &mut out[at])?;
+        }
+        first = end;
+        if first >= wanted.end {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Decodes some rows of what a part becomes.
+fn decode_part(
+    source: &dyn TensorSource,
+    scales: &Scales,
+    part: &Part,
+    rows: Range<u64>,
+    isa: Isa,
+    out: &mut [f32],
+) -> Result<()> {
+    thread_local! {
+        static SCRATCH: RefCell<(Vec<u8>, Vec<f32>, Vec<f32>)> = RefCell::default();
+    }
+    SCRATCH.with_borrow_mut(|(bytes, weights, mapped)| {
+        bytes.clear();
+        let cut = part.cut(rows.clone());
+        let (part, rows) = match &cut {
+            Some(cut) => (cut, 0..rows.end - rows.start),
+            None => (part, rows),
+        };
+        let all = 0..part.rows.end - part.rows.start;
+        let raw = read(source, scales, part, bytes)?;
+        if part.map == Map::Identity {
+            return raw.widen(source, part, all, bytes, isa, out);
+        }
+        weights.resize((all.end * part.columns) as usize, 0.0);
+        mapped.resize(part.weights() as usize, 0.0);
+        raw.widen(source, part, all, bytes, isa, weights)?;
+        rearrange(part.map, weights, part.columns as usize, mapped);
+        let columns = part.output_shape().1 as usize;
+        out.copy_from_slice(&mapped[rows.start as usize * columns..rows.end as usize * columns]);
+        Ok(())
+    })
 }
 
 impl RawRows {

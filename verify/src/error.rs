@@ -9,6 +9,9 @@ pub enum Error {
     /// A container could not be read, or lacks something.
     #[error(transparent)]
     Formats(#[from] formats::Error),
+    /// What stands between the graph and its weights could not go on.
+    #[error(transparent)]
+    Tap(Box<dyn std::error::Error + Send + Sync>),
     /// A hyper-parameter is missing or can't be.
     #[error("{place}: `{key}` {problem}")]
     Hyper {

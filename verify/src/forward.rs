@@ -11,6 +11,7 @@ use crate::hidden::Hidden;
 use crate::ops::Ops;
 use crate::options::Precision;
 use crate::store::Space;
+use crate::tap::Tap;
 use crate::weights::Weights;
 
 /// Rows of the head that are multiplied at once: logits of so many tokens of the vocabulary.
@@ -40,7 +41,22 @@ impl<'a> Forward<'a, Cpu<'a>> {
         space: &Space,
         memory: u64,
     ) -> Result<Self> {
-        Forward::new(Cpu::new(weights, precision), graph(weights)?, tokens, space, memory)
+        Forward::tapped(weights, weights, precision, tokens, space, memory)
+    }
+
+    /// The same with weights that come through a tap.
+    ///
+    /// # Errors
+    /// As [`on_cpu`](Self::on_cpu), and whatever the tap says.
+    pub fn tapped(
+        weights: &'a Weights,
+        tap: &'a dyn Tap,
+        precision: Precision,
+        tokens: &[Vec<u32>],
+        space: &Space,
+        memory: u64,
+    ) -> Result<Self> {
+        Forward::new(Cpu::new(tap, precision), graph(weights)?, tokens, space, memory)
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`families`]: the graphs, written in [`ops`]; [`mixture`] for their experts.
 //! - [`cpu`]: the operations on the processor.
 //! - [`evaluate`](mod@evaluate): from options to outcome.
+//! - [`tap`]: what stands between a graph and its weights.
 //! - [`forward`]: a model over all tokens, layer by layer.
 //! - [`tokenizer`]: from text to token ids.
 //! - [`windows`]: the sequences and what is scored of them.
@@ -35,6 +36,7 @@ pub mod progress;
 pub mod report;
 mod score;
 pub mod store;
+pub mod tap;
 pub mod text;
 pub mod tokenizer;
 pub mod verdict;

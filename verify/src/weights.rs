@@ -1,14 +1,12 @@
 //! A model's weights under GGUF's names and in GGUF's conventions, whatever container they lie in, decoded row by row.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
 use formats::checkpoint::Weights as Container;
 use formats::families::{self, Target, gguf_tensors};
-use formats::output::{Map, Part};
-use formats::rows::{self, rearrange};
+use formats::rows;
 use formats::scales::{DEFAULT_BLOCK, Scales};
 use formats::{Checkpoint, Content, Dtype, ModelConfig, OutputTensor};
 use kernels::Isa;
@@ -179,61 +177,15 @@ impl Weights {
     /// # Errors
     /// If the source can't be read, or its elements are no weights.
     pub fn rows(&self, index: usize, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let tensor = &self.tensors[index];
-        let columns = tensor.columns() as usize;
-        let parts = match &tensor.content {
-            Content::Values(values) => {
-                out.copy_from_slice(&values[rows.start * columns..rows.end * columns]);
-                return Ok(());
-            }
-            Content::Parts(parts) => parts,
-        };
-        // In weights, for a vector's parts may be columns.
-        let (mut first, wanted) = (0, (rows.start * columns) as u64..(rows.end * columns) as u64);
-        for part in parts {
-            let end = first + part.weights();
-            let overlap = wanted.start.max(first)..wanted.end.min(end);
-            if overlap.start < overlap.end {
-                let at = (overlap.start - wanted.start) as usize..(overlap.end - wanted.start) as usize;
-                let columns = part.output_shape().1;
-                let within = (overlap.start - first) / columns..(overlap.end - first) / columns;
-                self.part_rows(part, within, &mut out[at])?;
-            }
-            first = end;
-            if first >= wanted.end {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Decodes some rows of what a part becomes.
-    fn part_rows(&self, part: &Part, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
-        thread_local! {
-            static SCRATCH: RefCell<(Vec<u8>, Vec<f32>, Vec<f32>)> = RefCell::default();
-        }
-        let source = self.checkpoint.source();
-        let isa = Isa::detect();
-        SCRATCH.with_borrow_mut(|(bytes, weights, mapped)| {
-            bytes.clear();
-            let cut = part.cut(rows.clone());
-            let (part, rows) = match &cut {
-                Some(cut) => (cut, 0..rows.end - rows.start),
-                None => (part, rows),
-            };
-            let all = 0..part.rows.end - part.rows.start;
-            let raw = rows::read(source, &self.scales, part, bytes)?;
-            if part.map == Map::Identity {
-                return Ok(raw.widen(source, part, all, bytes, isa, out)?);
-            }
-            weights.resize((all.end * part.columns) as usize, 0.0);
-            mapped.resize(part.weights() as usize, 0.0);
-            raw.widen(source, part, all, bytes, isa, weights)?;
-            rearrange(part.map, weights, part.columns as usize, mapped);
-            let columns = part.output_shape().1 as usize;
-            out.copy_from_slice(&mapped[rows.start as usize * columns..rows.end as usize * columns]);
-            Ok(())
-        })
+        let (source, tensor) = (self.checkpoint.source(), &self.tensors[index]);
+        Ok(rows::decode(
+            source,
+            &self.scales,
+            tensor,
+            rows.start as u64..rows.end as u64,
+            Isa::detect(),
+            out,
+        )?)
     }
 
     /// How a tensor is stored: the format's name and its bits per weight, block scales left out.

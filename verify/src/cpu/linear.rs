@@ -14,7 +14,8 @@ use rayon::prelude::*;
 use super::{Rows, buffers};
 use crate::error::Result;
 use crate::options::Precision;
-use crate::weights::{Linear, Stack, Weights};
+use crate::tap::Tap;
+use crate::weights::{Linear, Stack};
 
 /// Decoded weights that are held at once: 8 MiB.
 const STRETCH: usize = 2 << 20;
@@ -24,7 +25,7 @@ const TOKENS: usize = 96;
 
 /// Rows of a weight, decoded and packed.
 fn decode(
-    weights: &Weights,
+    weights: &dyn Tap,
     precision: Precision,
     tensor: usize,
     rows: Range<usize>,
@@ -45,8 +46,9 @@ fn decode(
 }
 
 /// Writes x · wᵀ + bias to `out` [tokens, w's rows].
-pub(super) fn linear(weights: &Weights, precision: Precision, x: &Rows, w: &Linear) -> Result<Rows> {
+pub(super) fn linear(weights: &dyn Tap, precision: Precision, x: &Rows, w: &Linear) -> Result<Rows> {
     let (k, n, tokens) = (w.columns, w.rows.len(), x.rows());
+    weights.product(Matrix::dense(&x.values, tokens, k), w)?;
     let mut out = Rows::unwritten(tokens, n);
     let stretch = (STRETCH / k.max(1)).max(PANEL) / PANEL * PANEL;
     let prepared_len = precision.prepared_len(TOKENS, k);
@@ -81,7 +83,7 @@ pub(super) fn linear(weights: &Weights, precision: Precision, x: &Rows, w: &Line
 
 /// A matrix of its own for each head; see [`Ops::per_head`](crate::ops::Ops::per_head).
 pub(super) fn per_head(
-    weights: &Weights,
+    weights: &dyn Tap,
     precision: Precision,
     x: &Rows,
     w: &Stack,

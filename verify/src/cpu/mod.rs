@@ -15,20 +15,21 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::ops::{Activation, Attention, DeltaRule, Ops, Rotary, Sequences};
 use crate::options::Precision;
-use crate::weights::{Linear, Stack, Weights};
+use crate::tap::Tap;
+use crate::weights::{Linear, Stack};
 
 /// Values that one core works on at a time where every value is for itself.
 const CHUNK: usize = 1 << 16;
 
-/// The processor, and the model whose weights it multiplies with.
+/// The processor, and where it gets the weights that it multiplies with.
 pub struct Cpu<'a> {
-    weights: &'a Weights,
+    weights: &'a dyn Tap,
     precision: Precision,
 }
 
 impl Cpu<'_> {
     /// For a model's graph, to multiply with its weights in this precision.
-    pub fn new(weights: &Weights, precision: Precision) -> Cpu<'_> {
+    pub fn new(weights: &dyn Tap, precision: Precision) -> Cpu<'_> {
         Cpu { weights, precision }
     }
 }
