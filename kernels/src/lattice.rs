@@ -27,5 +27,8 @@ pub struct Lattice {
     /// Multiplies all scales of one block by the first factor and all offsets by the second, as nearly as the format can: it has
     /// one number for each in the whole block, of which it rounds the product. `None` where they are no such numbers (powers of
     /// two).
-    pub rescale: Option<fn(factors: [f32; 2], planes: &mut [&mut [u8]])>,
+    pub rescale: Option<Rescale>,
 }
+
+/// Multiplies the scales and the offsets of one block by these factors.
+pub type Rescale = fn(factors: [f32; 2], planes: &mut [&mut [u8]]);
