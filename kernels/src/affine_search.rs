@@ -11,8 +11,8 @@
 //! MLX uses a group in two ways: dequantized weights are rounded to the stored type (its matrix products), its matrix-vector
 //! products round nowhere in between. The error to minimise is the sum of both.
 
-use crate::mlx_affine::Stored;
 use crate::simd::{LANES, Simd};
+use crate::stored::Stored;
 
 /// What is tried.
 pub(crate) struct Plan {

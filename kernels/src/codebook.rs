@@ -67,13 +67,7 @@ impl Grid for Iq4 {
     }
 }
 
-/// Packs 32 codes: byte i holds element i in its low nibble and element 16 + i in its high one.
-#[inline(always)]
-pub(crate) fn pack(codes: &[u8; 32]) -> [u8; LANES] {
-    std::array::from_fn(|i| codes[i] | codes[LANES + i] << 4)
-}
-
-/// `scale · value[code]` for the 32 codes that [`pack`] packed.
+/// `scale · value[code]` for 32 codes, packed by [`crate::nibbles::fold`].
 #[inline(always)]
 pub(crate) fn decode<S: Simd>(s: S, scale: f32, qs: &[u8; LANES], dst: &mut [f32; 32]) {
     let (scale, qs) = (s.splat(scale), s.load_u8(qs));

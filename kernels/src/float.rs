@@ -18,6 +18,7 @@ pub static F32: Format = Format {
     planes: &[4],
     encode: Some(encode::<Single, 64>),
     decode: decode::<Single, 64>,
+    lattice: None,
 };
 
 /// IEEE 754 binary16.
@@ -27,6 +28,7 @@ pub static F16: Format = Format {
     planes: &[2],
     encode: Some(encode::<Half, 32>),
     decode: decode::<Half, 32>,
+    lattice: None,
 };
 
 /// The upper half of binary32.
@@ -36,6 +38,7 @@ pub static BF16: Format = Format {
     planes: &[2],
     encode: Some(encode::<Brain, 32>),
     decode: decode::<Brain, 32>,
+    lattice: None,
 };
 
 /// Sixteen floats to and from `BYTES` little-endian bytes.

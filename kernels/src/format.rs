@@ -1,5 +1,6 @@
 //! [`Format`]: one row of the table of block formats.
 
+use crate::lattice::Lattice;
 use crate::simd::Isa;
 
 /// How the weights of a tensor are stored: blocks of `block` weights along a row, each block taking
@@ -18,6 +19,9 @@ pub struct Format {
     pub encode: Option<Encode>,
     /// Decodes whole blocks.
     pub decode: Decode,
+    /// What codes can stand for in a block whose scales are chosen, or `None` where that is no lattice: in floats, in formats that
+    /// this project only reads, and where codes are floats of eight bits.
+    pub lattice: Option<&'static Lattice>,
 }
 
 /// Encodes `src` (a whole number of blocks) into one byte slice per plane.

@@ -4,9 +4,12 @@
 
 use half::f16;
 
-use crate::codebook::{self, Iq4};
+use crate::codebook::{self, IQ4, Iq4};
 use crate::format::Format;
 use crate::grid::Grid;
+use crate::lattice::{Lattice, Levels};
+use crate::nibbles;
+use crate::scales::{self, rescale_halves};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, Tile, Weights, bytes, reciprocal, stored, stored_bits};
 
@@ -17,6 +20,13 @@ pub static IQ4_NL: Format = Format {
     planes: &[BYTES],
     encode: Some(superblock::encode::<Type, BYTES>),
     decode: superblock::decode::<Type, BYTES>,
+    lattice: Some(&Lattice {
+        group: BLOCK,
+        levels: Levels::Values(&IQ4),
+        steps: scales::steps::<1>,
+        store: nibbles::store::<4, BYTES>,
+        rescale: Some(rescale_halves::<0, 1>),
+    }),
 };
 
 /// Weights of a block.
@@ -73,7 +83,7 @@ impl Blocks<BYTES> for Type {
         let codes = bytes(s, &codes);
         for ((block, d), codes) in blocks.iter_mut().zip(halves).zip(&codes) {
             block[..2].copy_from_slice(&d.to_le_bytes());
-            block[2..].copy_from_slice(&codebook::pack(codes));
+            nibbles::fold::<BLOCK>(codes, &mut block[2..]);
         }
     }
 

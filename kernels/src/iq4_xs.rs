@@ -6,8 +6,11 @@
 
 use half::f16;
 
-use crate::codebook::{self, Iq4};
+use crate::codebook::{self, IQ4, Iq4};
 use crate::format::Format;
+use crate::lattice::{Lattice, Levels};
+use crate::nibbles::fold;
+use crate::scales::{half_at, rescale_halves};
 use crate::signed::{self, Plan};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
@@ -19,6 +22,19 @@ pub static IQ4_XS: Format = Format {
     planes: &[BYTES],
     encode: Some(superblock::encode::<Type, BYTES>),
     decode: superblock::decode::<Type, BYTES>,
+    lattice: Some(&Lattice {
+        group: 32,
+        levels: Levels::Values(&IQ4),
+        steps: |planes, scales, offsets| {
+            let d = half_at(planes[0], 0);
+            for (scale, sub_scale) in scales.iter_mut().zip(sub_scales(planes[0])) {
+                *scale = d * sub_scale;
+            }
+            offsets.fill(0.0);
+        },
+        store: |indices, planes| fold::<32>(indices, &mut planes[0][8..]),
+        rescale: Some(rescale_halves::<0, 1>),
+    }),
 };
 
 /// Bytes of a super-block.
@@ -57,20 +73,26 @@ impl Blocks<BYTES> for Type {
             for g in 0..4 {
                 block[4 + g] = scales[2 * g] & 15 | scales[2 * g + 1] << 4;
             }
-            for (codes, qs) in codes[lanes].iter().zip(block[8..].as_chunks_mut().0) {
-                *qs = codebook::pack(codes);
-            }
+            fold::<32>(codes[lanes].as_flattened(), &mut block[8..]);
         }
     }
 
     #[inline(always)]
     fn decode<S: Simd>(s: S, block: &[u8; BYTES], dst: &mut [f32]) {
         let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
-        let high = u16::from_le_bytes([block[2], block[3]]);
         let groups = block[8..].as_chunks::<LANES>().0.iter().zip(dst.as_chunks_mut::<32>().0);
-        for (g, (qs, dst)) in groups.enumerate() {
-            let scale = block[4 + g / 2] >> (g % 2 * 4) & 15 | ((high >> (2 * g) & 3) as u8) << 4;
-            codebook::decode(s, d * (f32::from(scale) - 32.0), qs, dst);
+        for ((qs, dst), sub_scale) in groups.zip(sub_scales(block)) {
+            codebook::decode(s, d * sub_scale, qs, dst);
         }
     }
+}
+
+/// What the groups of a super-block multiply `d` by: -32..32.
+#[inline(always)]
+fn sub_scales(block: &[u8]) -> [f32; 8] {
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    std::array::from_fn(|g| {
+        let stored = block[4 + g / 2] >> (g % 2 * 4) & 15 | ((high >> (2 * g) & 3) as u8) << 4;
+        f32::from(stored) - 32.0
+    })
 }

@@ -33,6 +33,7 @@ macro_rules! formats {
                     $block(block, out);
                 }
             },
+            lattice: None,
         };
     )*};
 }

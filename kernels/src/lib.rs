@@ -51,6 +51,7 @@ mod signed;
 pub mod simd;
 pub mod softmax;
 pub mod stats;
+mod stored;
 mod superblock;
 mod symmetric;
 pub mod table;

@@ -87,6 +87,18 @@ pub(crate) const E2M1_VALUES: [f32; LANES] =
 pub(crate) const E2M1_GGUF: [f32; LANES] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
+/// The numbers of E2M1, rising.
+pub(crate) const E2M1_LEVELS: [f32; 15] =
+    [-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// The codes of [`E2M1_LEVELS`], given by their indices.
+pub(crate) fn e2m1_codes<const N: usize>(indices: &[u8]) -> [u8; N] {
+    std::array::from_fn(|i| match indices[i] {
+        index @ ..7 => 15 - index,
+        index => index - 7,
+    })
+}
+
 /// 2^`exponent`, for normal values.
 pub(crate) const fn exp2(exponent: i32) -> f32 {
     f32::from_bits(((127 + exponent) as u32) << 23)

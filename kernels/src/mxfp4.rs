@@ -1,11 +1,14 @@
 //! MXFP4: groups of 32 E2M1 codes under an E8M0 scale, 4.25 bits per weight, as GGUF and as MLX store them.
 
-use crate::format::Format;
-use crate::lanes::scatter;
 use std::marker::PhantomData;
 
+use crate::format::Format;
+use crate::lanes::scatter;
+use crate::lattice::{Lattice, Levels};
 use crate::microscale::{E8M0, Encode, Groups, Pack, Scale};
-use crate::minifloat::{E2M1, E2M1_GGUF, E2M1_VALUES};
+use crate::minifloat::{E2M1, E2M1_GGUF, E2M1_LEVELS, E2M1_VALUES, e2m1_codes};
+use crate::mlx_affine::pack_eights;
+use crate::nibbles::fold;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Weights per scale.
@@ -21,6 +24,13 @@ pub static MXFP4: Format = Format {
         isa.run(Encode::<E2M1, E8M0, _, GROUP>::new(src, importance, Blocks(planes[0])))
     }),
     decode: |_, isa, planes, dst| isa.run(Decode { blocks: planes[0].as_chunks().0, dst }),
+    lattice: Some(&Lattice {
+        group: GROUP,
+        levels: Levels::Values(&E2M1_LEVELS),
+        steps: steps::<E8M0>,
+        store: |indices, planes| fold::<GROUP>(&e2m1_codes::<GROUP>(indices), &mut planes[0][1..]),
+        rescale: None,
+    }),
 };
 
 /// MLX's `mxfp4`: codes, the first in the lowest bits; scales.
@@ -33,6 +43,13 @@ pub static MLX_MXFP4: Format = Format {
         isa.run(Encode::<E2M1, E8M0, _, GROUP>::new(src, importance, Pairs { codes, scales }))
     }),
     decode: |_, isa, planes, dst| isa.run(DecodePairs::<E8M0, GROUP>::new(planes[0], planes[1], dst)),
+    lattice: Some(&Lattice {
+        group: GROUP,
+        levels: Levels::Values(&E2M1_LEVELS),
+        steps: steps::<E8M0>,
+        store: store_pairs::<GROUP>,
+        rescale: None,
+    }),
 };
 
 struct Blocks<'a>(&'a mut [u8]);
@@ -118,4 +135,15 @@ impl<C: Scale, const GROUP: usize> Kernel for DecodePairs<'_, C, GROUP> {
             s.store(s.mul(scale, s.lookup(&E2M1_VALUES, s.load_u8(&codes))), out);
         }
     }
+}
+
+/// [`Lattice::steps`] of a block that is one group, with its scale at the start of its last plane.
+pub(crate) fn steps<C: Scale>(planes: &[&[u8]], scales: &mut [f32], offsets: &mut [f32]) {
+    scales[0] = C::decode(planes[planes.len() - 1][0]);
+    offsets[0] = 0.0;
+}
+
+/// [`Lattice::store`] of [`Pairs`].
+pub(crate) fn store_pairs<const GROUP: usize>(indices: &[u8], planes: &mut [&mut [u8]]) {
+    pack_eights::<4>(&e2m1_codes::<GROUP>(indices), planes[0]);
 }

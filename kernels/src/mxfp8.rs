@@ -22,6 +22,7 @@ pub static MLX_MXFP8: Format = Format {
     decode: |_, isa, planes, dst| {
         isa.run(Decode { codes: planes[0].as_chunks().0, scales: planes[1], dst: dst.as_chunks_mut().0 })
     },
+    lattice: None,
 };
 
 struct Bytes<'a> {

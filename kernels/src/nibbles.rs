@@ -42,6 +42,28 @@ pub fn pack<S: Simd, const BITS: u32, const BYTES: usize>(s: S, codes: &[S::I32;
     }
 }
 
+/// [`Lattice::store`](crate::lattice::Lattice): packs the codes of one block.
+pub fn store<const BITS: u32, const BYTES: usize>(indices: &[u8], planes: &mut [&mut [u8]]) {
+    let (block, at) = (&mut *planes[0], BYTES - 16);
+    fold::<BLOCK>(indices, &mut block[at..]);
+    if BITS == 5 {
+        let fifth = indices.iter().rev().fold(0, |word, index| word << 1 | u32::from(index >> 4));
+        block[at - 4..at].copy_from_slice(&fifth.to_le_bytes());
+    }
+}
+
+/// Packs the low four bits of codes, `GROUP` into `GROUP / 2` bytes: byte `i` holds code `i` in its low nibble and code
+/// `GROUP / 2 + i` in its high one.
+#[inline(always)]
+pub fn fold<const GROUP: usize>(codes: &[u8], out: &mut [u8]) {
+    for (codes, out) in codes.as_chunks::<GROUP>().0.iter().zip(out.chunks_exact_mut(GROUP / 2)) {
+        let (low, high) = codes.split_at(GROUP / 2);
+        for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+            *out = low & 15 | high << 4;
+        }
+    }
+}
+
 const BIT: [i32; LANES] = {
     let mut bit = [0; LANES];
     let mut j = 0;

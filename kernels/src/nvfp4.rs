@@ -4,9 +4,11 @@
 use crate::format::Format;
 use crate::fp8::e4m3_to_f32;
 use crate::lanes::scatter;
+use crate::lattice::{Lattice, Levels};
 use crate::microscale::{Encode, Groups, Pack, Ue4m3};
-use crate::minifloat::{E2M1, E2M1_GGUF};
-use crate::mxfp4::{DecodePairs, Pairs};
+use crate::minifloat::{E2M1, E2M1_GGUF, E2M1_LEVELS, e2m1_codes};
+use crate::mxfp4::{DecodePairs, Pairs, steps, store_pairs};
+use crate::nibbles::fold;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Weights per scale.
@@ -22,6 +24,18 @@ pub static NVFP4: Format = Format {
         isa.run(Encode::<E2M1, Ue4m3, _, GROUP>::new(src, importance, Blocks(planes[0])))
     }),
     decode: |_, isa, planes, dst| isa.run(Decode { blocks: planes[0].as_chunks().0, dst }),
+    lattice: Some(&Lattice {
+        group: GROUP,
+        levels: Levels::Values(&E2M1_LEVELS),
+        steps: |planes, scales, offsets| {
+            for (scale, &code) in scales.iter_mut().zip(planes[0]) {
+                *scale = unsigned(code);
+            }
+            offsets.fill(0.0);
+        },
+        store: |indices, planes| fold::<GROUP>(&e2m1_codes::<64>(indices), &mut planes[0][4..]),
+        rescale: None,
+    }),
 };
 
 /// MLX's `nvfp4`: codes, the first in the lowest bits; scales.
@@ -34,6 +48,13 @@ pub static MLX_NVFP4: Format = Format {
         isa.run(Encode::<E2M1, Ue4m3, _, GROUP>::new(src, importance, Pairs { codes, scales }))
     }),
     decode: |_, isa, planes, dst| isa.run(DecodePairs::<Ue4m3, GROUP>::new(planes[0], planes[1], dst)),
+    lattice: Some(&Lattice {
+        group: GROUP,
+        levels: Levels::Values(&E2M1_LEVELS),
+        steps: steps::<Ue4m3>,
+        store: store_pairs::<GROUP>,
+        rescale: None,
+    }),
 };
 
 struct Blocks<'a>(&'a mut [u8]);

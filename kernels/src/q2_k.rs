@@ -7,6 +7,8 @@ use half::f16;
 
 use crate::affine::{self, Plan};
 use crate::format::Format;
+use crate::lattice::{Lattice, Levels};
+use crate::scales::{half_at, rescale_halves};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
 
@@ -17,6 +19,19 @@ pub static Q2_K: Format = Format {
     planes: &[BYTES],
     encode: Some(superblock::encode::<Type, BYTES>),
     decode: superblock::decode::<Type, BYTES>,
+    lattice: Some(&Lattice {
+        group: 16,
+        levels: Levels::Integers(0, 3),
+        steps: |planes, scales, offsets| {
+            let (d, dmin) = (half_at(planes[0], 80), half_at(planes[0], 82));
+            for (i, both) in planes[0][..16].iter().enumerate() {
+                scales[i] = d * f32::from(both & 15);
+                offsets[i] = -dmin * f32::from(both >> 4);
+            }
+        },
+        store: |indices, planes| pack_pairs(indices, &mut planes[0][16..80]),
+        rescale: Some(rescale_halves::<80, 2>),
+    }),
 };
 
 /// Bytes of a super-block.

@@ -8,7 +8,9 @@ use half::f16;
 
 use crate::format::Format;
 use crate::grid::Integers;
+use crate::lattice::{Lattice, Levels};
 use crate::q2_k::{pack_pairs, unpack_pairs};
+use crate::scales::{half_at, rescale_halves};
 use crate::signed::{self, Plan};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
@@ -20,6 +22,19 @@ pub static Q3_K: Format = Format {
     planes: &[BYTES],
     encode: Some(superblock::encode::<Type, BYTES>),
     decode: superblock::decode::<Type, BYTES>,
+    lattice: Some(&Lattice {
+        group: 16,
+        levels: Levels::Integers(-4, 3),
+        steps: |planes, scales, offsets| {
+            let d = half_at(planes[0], 108);
+            for (scale, sub_scale) in scales.iter_mut().zip(unpack_scales(&planes[0][96..108])) {
+                *scale = d * (f32::from(sub_scale) - 32.0);
+            }
+            offsets.fill(0.0);
+        },
+        store: |indices, planes| pack(indices, planes[0]),
+        rescale: Some(rescale_halves::<108, 1>),
+    }),
 };
 
 /// Bytes of a super-block.
@@ -48,19 +63,11 @@ impl Blocks<BYTES> for Type {
         let tile = Tile::<S, 16>::load::<16, WEIGHTED>(s, weights, tile);
         let found = signed::search::<S, Integers<4>, 16, 16, WEIGHTED>(s, &PLAN, &tile);
         let codes = bytes(s, &found.codes);
-        let codes = codes.as_flattened();
         let scales = lane_bytes(s, s.add(found.sub_scale, s.splat(32.0)));
         for block in blocks {
-            let (hmask, rest) = block.split_at_mut(32);
-            hmask.fill(0);
-            for (run, codes) in codes.chunks_exact(32).enumerate() {
-                for i in 0..32 {
-                    hmask[i] |= codes[i] >> 2 << run;
-                }
-            }
-            pack_pairs(codes, &mut rest[..64]);
-            pack_scales(&scales, &mut rest[64..76]);
-            rest[76..].copy_from_slice(&found.d[0].to_le_bytes());
+            pack(codes.as_flattened(), block);
+            pack_scales(&scales, &mut block[96..108]);
+            block[108..].copy_from_slice(&found.d[0].to_le_bytes());
         }
     }
 
@@ -81,6 +88,19 @@ impl Blocks<BYTES> for Type {
             s.store(s.mul(scale, s.to_f32(q)), dst);
         }
     }
+}
+
+/// Writes the codes (0..8) of a super-block into `hmask` and `qs`.
+#[inline(always)]
+fn pack(codes: &[u8], block: &mut [u8]) {
+    let (hmask, qs) = block[..96].split_at_mut(32);
+    hmask.fill(0);
+    for (run, codes) in codes.chunks_exact(32).enumerate() {
+        for i in 0..32 {
+            hmask[i] |= codes[i] >> 2 << run;
+        }
+    }
+    pack_pairs(codes, qs);
 }
 
 /// Packs 16 sub-scales (0..64, 32 more than they mean) into 12 bytes: the low nibbles of 0..8 and, above them, of 8..16

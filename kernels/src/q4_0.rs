@@ -8,8 +8,9 @@ use std::marker::PhantomData;
 use crate::format::Format;
 use crate::grid::nearest_code;
 use crate::lanes::{gather, gather_importance};
+use crate::lattice::{Lattice, Levels};
 use crate::nibbles::{self, BLOCK};
-use crate::scales::{divisor, read_halves, write_halves};
+use crate::scales::{self, divisor, read_halves, rescale_halves, write_halves};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::symmetric::{Grid, search};
 
@@ -20,6 +21,13 @@ pub static Q4_0: Format = Format {
     planes: &[18],
     encode: Some(encode::<Four, 4, 18>),
     decode: decode::<4, 18>,
+    lattice: Some(&Lattice {
+        group: BLOCK,
+        levels: Levels::Integers(-8, 7),
+        steps: scales::steps::<1>,
+        store: nibbles::store::<4, 18>,
+        rescale: Some(rescale_halves::<0, 1>),
+    }),
 };
 
 /// 5 bits a weight and a scale: 22 bytes for 32 weights.
@@ -29,6 +37,13 @@ pub static Q5_0: Format = Format {
     planes: &[22],
     encode: Some(encode::<Five, 5, 22>),
     decode: decode::<5, 22>,
+    lattice: Some(&Lattice {
+        group: BLOCK,
+        levels: Levels::Integers(-16, 15),
+        steps: scales::steps::<1>,
+        store: nibbles::store::<5, 22>,
+        rescale: Some(rescale_halves::<0, 1>),
+    }),
 };
 
 struct Four;

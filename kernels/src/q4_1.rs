@@ -7,8 +7,9 @@ use std::marker::PhantomData;
 use crate::asymmetric::{Steps, nearest, search};
 use crate::format::Format;
 use crate::lanes::{gather, gather_importance};
+use crate::lattice::{Lattice, Levels};
 use crate::nibbles::{self, BLOCK};
-use crate::scales::{divisor, read_halves, write_halves};
+use crate::scales::{self, divisor, read_halves, rescale_halves, write_halves};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// 4 bits a weight, a scale and a minimum: 20 bytes for 32 weights.
@@ -18,6 +19,13 @@ pub static Q4_1: Format = Format {
     planes: &[20],
     encode: Some(encode::<Four, 4, 20>),
     decode: decode::<4, 20>,
+    lattice: Some(&Lattice {
+        group: BLOCK,
+        levels: Levels::Integers(0, 15),
+        steps: scales::steps::<2>,
+        store: nibbles::store::<4, 20>,
+        rescale: Some(rescale_halves::<0, 2>),
+    }),
 };
 
 /// 5 bits a weight, a scale and a minimum: 24 bytes for 32 weights.
@@ -27,6 +35,13 @@ pub static Q5_1: Format = Format {
     planes: &[24],
     encode: Some(encode::<Five, 5, 24>),
     decode: decode::<5, 24>,
+    lattice: Some(&Lattice {
+        group: BLOCK,
+        levels: Levels::Integers(0, 31),
+        steps: scales::steps::<2>,
+        store: nibbles::store::<5, 24>,
+        rescale: Some(rescale_halves::<0, 2>),
+    }),
 };
 
 // Of all triples on a raster this one loses least on normal, long-tailed and real weights, with 4 and with 5 bits.

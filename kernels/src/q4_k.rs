@@ -7,6 +7,9 @@ use half::f16;
 
 use crate::affine::{self, Plan};
 use crate::format::Format;
+use crate::lattice::{Lattice, Levels};
+use crate::nibbles::fold;
+use crate::scales::{half_at, rescale_halves};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
 
@@ -17,6 +20,13 @@ pub static Q4_K: Format = Format {
     planes: &[BYTES],
     encode: Some(superblock::encode::<Type, BYTES>),
     decode: superblock::decode::<Type, BYTES>,
+    lattice: Some(&Lattice {
+        group: 32,
+        levels: Levels::Integers(0, 15),
+        steps,
+        store: |indices, planes| fold::<64>(indices, &mut planes[0][16..]),
+        rescale: Some(rescale_halves::<0, 2>),
+    }),
 };
 
 /// Bytes of a super-block.
@@ -67,11 +77,7 @@ impl Blocks<BYTES> for Type {
             block[..2].copy_from_slice(&found.d[lanes.start].to_le_bytes());
             block[2..4].copy_from_slice(&found.dmin[lanes.start].to_le_bytes());
             pack_scales(&scales[lanes.clone()], &mins[lanes.clone()], &mut block[4..16]);
-            for (two, qs) in codes[lanes].chunks_exact(2).zip(block[16..].chunks_exact_mut(32)) {
-                for i in 0..32 {
-                    qs[i] = two[0][i] | two[1][i] << 4;
-                }
-            }
+            fold::<64>(codes[lanes].as_flattened(), &mut block[16..]);
         }
     }
 
@@ -115,4 +121,14 @@ pub(crate) fn unpack_scales(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
         mins[4 + i] = packed[8 + i] >> 4 | packed[4 + i] >> 6 << 4;
     }
     (scales, mins)
+}
+
+/// [`Lattice::steps`] of Q4_K and Q5_K, whose blocks begin alike.
+pub(crate) fn steps(planes: &[&[u8]], scales: &mut [f32], offsets: &mut [f32]) {
+    let (d, dmin) = (half_at(planes[0], 0), half_at(planes[0], 2));
+    let (sub_scales, mins) = unpack_scales(&planes[0][4..16]);
+    for g in 0..8 {
+        scales[g] = d * f32::from(sub_scales[g]);
+        offsets[g] = -dmin * f32::from(mins[g]);
+    }
 }

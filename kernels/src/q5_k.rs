@@ -8,7 +8,10 @@ use half::f16;
 
 use crate::affine::{self, Plan};
 use crate::format::Format;
-use crate::q4_k::{pack_scales, unpack_scales};
+use crate::lattice::{Lattice, Levels};
+use crate::nibbles::fold;
+use crate::q4_k::{pack_scales, steps, unpack_scales};
+use crate::scales::rescale_halves;
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
 
@@ -19,6 +22,13 @@ pub static Q5_K: Format = Format {
     planes: &[BYTES],
     encode: Some(superblock::encode::<Type, BYTES>),
     decode: superblock::decode::<Type, BYTES>,
+    lattice: Some(&Lattice {
+        group: 32,
+        levels: Levels::Integers(0, 31),
+        steps,
+        store: |indices, planes| pack(indices, &mut planes[0][16..]),
+        rescale: Some(rescale_halves::<0, 2>),
+    }),
 };
 
 /// Bytes of a super-block.
@@ -69,14 +79,7 @@ impl Blocks<BYTES> for Type {
             block[..2].copy_from_slice(&found.d[lanes.start].to_le_bytes());
             block[2..4].copy_from_slice(&found.dmin[lanes.start].to_le_bytes());
             pack_scales(&scales[lanes.clone()], &mins[lanes.clone()], &mut block[4..16]);
-            let (qh, qs) = block[16..].split_at_mut(32);
-            qh.fill(0);
-            for (g, (two, qs)) in codes[lanes].chunks_exact(2).zip(qs.chunks_exact_mut(32)).enumerate() {
-                for i in 0..32 {
-                    qs[i] = two[0][i] & 15 | two[1][i] << 4;
-                    qh[i] |= (two[0][i] >> 4 | two[1][i] >> 4 << 1) << (2 * g);
-                }
-            }
+            pack(codes[lanes].as_flattened(), &mut block[16..]);
         }
     }
 
@@ -99,4 +102,17 @@ impl Blocks<BYTES> for Type {
             }
         }
     }
+}
+
+/// Packs the codes (0..32) of a super-block into `qh` and `qs`.
+#[inline(always)]
+fn pack(codes: &[u8], out: &mut [u8]) {
+    let (qh, qs) = out.split_at_mut(32);
+    qh.fill(0);
+    for (g, codes) in codes.chunks_exact(32).enumerate() {
+        for i in 0..32 {
+            qh[i] |= codes[i] >> 4 << g;
+        }
+    }
+    fold::<64>(codes, qs);
 }

@@ -8,6 +8,9 @@ use half::f16;
 
 use crate::format::Format;
 use crate::grid::Integers;
+use crate::lattice::{Lattice, Levels};
+use crate::nibbles::fold;
+use crate::scales::{half_at, rescale_halves};
 use crate::signed::{self, Plan};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
@@ -19,6 +22,19 @@ pub static Q6_K: Format = Format {
     planes: &[BYTES],
     encode: Some(superblock::encode::<Type, BYTES>),
     decode: superblock::decode::<Type, BYTES>,
+    lattice: Some(&Lattice {
+        group: 16,
+        levels: Levels::Integers(-32, 31),
+        steps: |planes, scales, offsets| {
+            let d = half_at(planes[0], 208);
+            for (scale, &sub_scale) in scales.iter_mut().zip(&planes[0][192..208]) {
+                *scale = d * f32::from(sub_scale as i8);
+            }
+            offsets.fill(0.0);
+        },
+        store: |indices, planes| pack(indices, planes[0]),
+        rescale: Some(rescale_halves::<208, 1>),
+    }),
 };
 
 /// Bytes of a super-block.
@@ -70,13 +86,10 @@ impl Blocks<BYTES> for Type {
 
 /// Writes the codes (0..64) of a super-block into `ql` and `qh`.
 #[inline(always)]
-fn pack(codes: &[u8], block: &mut [u8; BYTES]) {
+fn pack(codes: &[u8], block: &mut [u8]) {
     let (ql, qh) = block[..192].split_at_mut(128);
-    for ((codes, ql), qh) in codes.chunks_exact(128).zip(ql.chunks_exact_mut(64)).zip(qh.chunks_exact_mut(32))
-    {
-        for i in 0..64 {
-            ql[i] = codes[i] & 15 | codes[64 + i] << 4;
-        }
+    fold::<128>(codes, ql);
+    for (codes, qh) in codes.chunks_exact(128).zip(qh.chunks_exact_mut(32)) {
         for i in 0..32 {
             qh[i] =
                 codes[i] >> 4 | codes[32 + i] >> 4 << 2 | codes[64 + i] >> 4 << 4 | codes[96 + i] >> 4 << 6;

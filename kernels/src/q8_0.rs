@@ -5,15 +5,32 @@
 use crate::format::Format;
 use crate::grid::nearest_integer;
 use crate::lanes::{gather, gather_importance, scatter_words, word_of};
-use crate::scales::{divisor, read_halves, write_halves};
+use crate::lattice::{Lattice, Levels};
+use crate::scales::{self, divisor, read_halves, rescale_halves, write_halves};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::symmetric::{GROUP, Grid, search};
 
 const BYTES: usize = 2 + GROUP;
 
 /// 8 bits a weight and a scale: 34 bytes for 32 weights.
-pub static Q8_0: Format =
-    Format { name: "q8_0", block: GROUP, planes: &[BYTES], encode: Some(encode), decode };
+pub static Q8_0: Format = Format {
+    name: "q8_0",
+    block: GROUP,
+    planes: &[BYTES],
+    encode: Some(encode),
+    decode,
+    lattice: Some(&Lattice {
+        group: GROUP,
+        levels: Levels::Integers(Eight::LOW, Eight::HIGH),
+        steps: scales::steps::<1>,
+        store: |indices, planes| {
+            for (byte, index) in planes[0][2..].iter_mut().zip(indices) {
+                *byte = index.wrapping_sub(Eight::HIGH as u8);
+            }
+        },
+        rescale: Some(rescale_halves::<0, 1>),
+    }),
+};
 
 struct Eight;
 

@@ -2,6 +2,7 @@
 
 use crate::float::F16_MAX;
 use crate::simd::{LANES, Simd};
+use crate::stored::{Half, Stored, rescale};
 
 /// The half float nearest to each scale. Magnitudes beyond the largest half float become that, so that no decoded
 /// weight is infinite; NaN, which searches over extreme weights may meet, becomes the lowest.
@@ -37,4 +38,24 @@ pub fn read_halves<S: Simd, const BYTES: usize>(s: S, blocks: &[[u8; BYTES]], at
     let mut out = [0.0; LANES];
     s.store(s.load_f16(&halves), &mut out);
     out
+}
+
+/// The half float at byte `at` of a block.
+pub fn half_at(block: &[u8], at: usize) -> f32 {
+    Half::read(&block[at..])
+}
+
+/// [`Lattice::steps`](crate::lattice::Lattice) of a block that is one group and begins with its scale and, if `HALVES` is 2, its
+/// offset.
+pub fn steps<const HALVES: usize>(planes: &[&[u8]], scales: &mut [f32], offsets: &mut [f32]) {
+    scales[0] = half_at(planes[0], 0);
+    offsets[0] = if HALVES == 2 { half_at(planes[0], 2) } else { 0.0 };
+}
+
+/// [`Lattice::rescale`](crate::lattice::Lattice) of a block whose scale and, if `HALVES` is 2, offset are at byte `AT`, or those
+/// that its groups multiply.
+pub fn rescale_halves<const AT: usize, const HALVES: usize>(factors: [f32; 2], planes: &mut [&mut [u8]]) {
+    for (half, factor) in planes[0][AT..].chunks_exact_mut(2).zip(factors).take(HALVES) {
+        rescale::<Half>(factor, half);
+    }
 }

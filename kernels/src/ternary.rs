@@ -1,8 +1,7 @@
 //! GGUF types of one to two bits without a codebook, and ggml's 8-bit intermediate: TQ1_0, TQ2_0, Q1_0, Q8_K. Read only.
 
-use half::f16;
-
 use crate::format::Format;
+use crate::scales::half_at;
 
 /// GGUF's TQ1_0: −1, 0, 1 in base 3, 1.6875 bits per weight.
 pub static TQ1_0: Format = Format {
@@ -11,6 +10,7 @@ pub static TQ1_0: Format = Format {
     planes: &[54],
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, tq1_0),
+    lattice: None,
 };
 
 /// GGUF's TQ2_0: −1, 0, 1 in two bits, 2.0625 bits per weight.
@@ -20,6 +20,7 @@ pub static TQ2_0: Format = Format {
     planes: &[66],
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, tq2_0),
+    lattice: None,
 };
 
 /// GGUF's Q1_0: one sign per weight, 1.125 bits.
@@ -29,6 +30,7 @@ pub static Q1_0: Format = Format {
     planes: &[18],
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, q1_0),
+    lattice: None,
 };
 
 /// ggml's Q8_K: what it quantizes activations to for dot products with K-quants, 9.125 bits per weight.
@@ -38,6 +40,7 @@ pub static Q8_K: Format = Format {
     planes: &[292],
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, q8_k),
+    lattice: None,
 };
 
 /// Block by block.
@@ -49,10 +52,6 @@ fn decode<const BYTES: usize, const WEIGHTS: usize>(
     for (bytes, out) in planes[0].as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
         block(bytes, out);
     }
-}
-
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 /// 48 bytes of five base-3 digits (32 then 16 side by side), 4 bytes of four; d f16. A byte is a fraction of 256: multiplied by

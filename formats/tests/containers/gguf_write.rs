@@ -173,8 +173,14 @@ fn rows_that_a_format_can_not_hold_are_refused() {
 
 #[test]
 fn a_format_of_another_container_is_refused() {
-    static OTHER: Format =
-        Format { name: "q4_k", block: 256, planes: &[144], encode: None, decode: |_, _, _, _| {} };
+    static OTHER: Format = Format {
+        name: "q4_k",
+        block: 256,
+        planes: &[144],
+        encode: None,
+        decode: |_, _, _, _| {},
+        lattice: None,
+    };
     let error = refused(&[Tensor { name: "a", layer: None, shape: &[256], format: &OTHER }], &OPTIONS);
     assert!(matches!(error, Error::NotInContainer { .. }));
     names(&error, &["tensor a", "GGUF", "q4_k"]);
