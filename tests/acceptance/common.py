@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "interop"))
 
 from checks import FIXTURES, Checks  # noqa: E402
 
-__all__ = ["FIXTURES", "Checks", "Cost", "command", "digest", "measure", "outputs", "partial_of", "remove", "run", "size_of"]
+__all__ = ["FIXTURES", "Checks", "Cost", "checked", "command", "digest", "measure", "number", "outputs", "partial_of", "remove", "run", "size_of"]
 
 
 def command(halfbyte, source, to, form, out, *options):
@@ -25,6 +26,23 @@ def command(halfbyte, source, to, form, out, *options):
 def run(line, **options):
     """Runs a command; whatever it says and its exit code are in the result."""
     return subprocess.run(line, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+
+
+def checked(line, errors=True):
+    """What a command prints, on standard error as well if `errors`; raises it if the command failed."""
+    line = [str(part) for part in line]
+    done = run(line)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(line)} ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout + (done.stderr if errors else "")
+
+
+def number(pattern, text):
+    """The number that the pattern's group finds in what a command printed."""
+    found = re.search(pattern, text)
+    if not found:
+        raise RuntimeError(f"nothing like {pattern} in: {text[-1500:]}")
+    return float(found.group(1))
 
 
 class Cost(NamedTuple):

@@ -10,31 +10,16 @@ llama.cpp with `cmake -DCMAKE_BUILD_TYPE=Release`. Speeds are of whole processes
 
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
 
-from common import Checks, command, remove, run
+from common import Checks, checked, command, number, remove, run
 
 THREADS = str(os.cpu_count())
 # Of llama-perplexity's mean divergence; its logits are stored in 16 bits.
 KLD_MARGIN = 0.02
 PERPLEXITY_MARGIN = 0.0002
-
-
-def checked(line):
-    done = run(line)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, line))}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout + done.stderr
-
-
-def number(pattern, text):
-    found = re.search(pattern, text)
-    if not found:
-        raise RuntimeError(f"nothing like {pattern} in: {text[-1500:]}")
-    return float(found.group(1))
 
 
 def main(halfbyte, llama, scratch, checkpoint, text, context, chunks, *types):
