@@ -170,7 +170,12 @@ class Model:
         return self.by_mlx_lm(path) if path.is_dir() else self.by_llama_cpp(path)
 
     def by_llama_cpp(self, path):
-        said = self.llama("llama-perplexity", "-m", path, *self.text(), "--kl-divergence-base", self.logits(), "--kl-divergence")
+        how = [*self.text(), "--kl-divergence-base", self.logits(), "--kl-divergence"]
+        # On a busy machine it has ended without an error before the statistics were printed.
+        for _ in range(3):
+            said = self.llama("llama-perplexity", "-m", path, *how)
+            if "Same top p:" in said:
+                break
         return {
             "perplexity": number(r"Mean PPL\(Q\) +: +([\d.]+)", said),
             "mean_kld": number(r"Mean +KLD: +(-?[\d.]+)", said),
