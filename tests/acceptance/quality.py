@@ -171,8 +171,8 @@ class Model:
 
     def by_llama_cpp(self, path):
         how = [*self.text(), "--kl-divergence-base", self.logits(), "--kl-divergence"]
-        # On a busy machine it has ended without an error before the statistics were printed.
-        for _ in range(3):
+        # Another thread prints, and what it has not printed when the process ends is lost: on a busy machine, the statistics.
+        for _ in range(8):
             said = self.llama("llama-perplexity", "-m", path, *how)
             if "Same top p:" in said:
                 break
