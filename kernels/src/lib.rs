@@ -17,6 +17,7 @@ pub mod delta;
 pub mod divergence;
 mod exponential;
 pub mod factor;
+pub mod feedback;
 pub mod fixed;
 pub mod float;
 pub mod format;
@@ -59,6 +60,7 @@ mod symmetric;
 pub mod table;
 pub mod ternary;
 mod tile;
+mod walk;
 
 pub use format::Format;
 pub use simd::Isa;
