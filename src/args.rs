@@ -70,6 +70,36 @@ pub struct Fit {
     pub target_file: Option<PathBuf>,
 }
 
+/// A text to calibrate on, and what is done with it.
+#[derive(ClapArgs)]
+pub struct Calibrate {
+    /// Run the model over this text while it is quantized, and round its weights by what they are multiplied with;
+    /// `default` is a mixed text that comes with the tool
+    #[arg(long, value_name = "TEXT")]
+    pub calibrate: Option<String>,
+    /// How weights are rounded: to the nearest code, by scales searched under importance, or with error feedback
+    /// [default: feedback with --calibrate, nearest without]
+    #[arg(long, value_enum, requires = "calibrate")]
+    pub rounding: Option<Rounding>,
+    /// Chunks of the text to calibrate on, taken at even distances
+    #[arg(long, value_name = "N", default_value = "64", requires = "calibrate")]
+    pub calibration_chunks: usize,
+    /// Tokens of such a chunk
+    #[arg(long, value_name = "N", default_value = "512", requires = "calibrate")]
+    pub calibration_context: usize,
+}
+
+/// How weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rounding {
+    /// Each to the nearest code
+    Nearest,
+    /// Scales searched for the least error weighted by importance
+    Search,
+    /// Each column takes up the error of those before it
+    Feedback,
+}
+
 #[derive(ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -92,6 +122,8 @@ pub struct Shrink {
     /// How many chunks of 512 tokens to verify on [default: 16]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub chunks: Option<usize>,
+    #[command(flatten)]
+    pub calibrate: Calibrate,
     /// Do not verify
     #[arg(long, conflicts_with_all = ["text", "chunks"])]
     pub no_verify: bool,
@@ -170,6 +202,8 @@ pub struct Quantize {
     /// Alignment of tensors in a GGUF file, a power of two [default: 32]
     #[arg(long, value_name = "BYTES")]
     pub align: Option<u32>,
+    #[command(flatten)]
+    pub calibrate: Calibrate,
     /// Threads that encode [default: all cores]
     #[arg(long)]
     pub threads: Option<usize>,

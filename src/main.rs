@@ -1,6 +1,7 @@
 //! `halfbyte`: makes large language models fit the machine their owner has.
 
 mod args;
+mod calibration;
 mod formats_verb;
 mod inspect;
 mod interrupt;

@@ -83,7 +83,7 @@ pub fn wish(args: &args::Fit, sample: bool) -> Result<Wish> {
     if target.is_none() && args.max_size.is_none() {
         return Err(Error::Usage("give --fit TARGET, --max-size BYTES, or both".into()).into());
     }
-    Ok(Wish { target, run, container, max_size: args.max_size, sample })
+    Ok(Wish { target, run, container, max_size: args.max_size, sample, calibration: None })
 }
 
 /// What a source is called: its folder's or file's name.

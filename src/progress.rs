@@ -54,7 +54,7 @@ impl State {
     fn position(&self) -> (u64, u64) {
         match self.phase {
             Phase::Checking => (self.now.written, self.total.written),
-            Phase::Quantizing => (self.now.weights, self.total.weights),
+            Phase::Quantizing | Phase::Calibrating => (self.now.weights, self.total.weights),
         }
     }
 
@@ -66,6 +66,12 @@ impl State {
             Phase::Checking => {
                 format!("checked {} of {}", text::bytes(done), text::bytes(total))
             }
+            Phase::Calibrating => format!(
+                "rounded {} of {} weights, {} left",
+                text::count(self.now.weights),
+                text::count(self.total.weights),
+                text::duration(left),
+            ),
             Phase::Quantizing => format!(
                 "read {} of {}, wrote {} of {}, {} weights/s, {} left",
                 text::bytes(self.now.read),
@@ -85,8 +91,9 @@ impl Progress for Watch {
         let now = Instant::now();
         let bar = if self.terminal {
             let label = match phase {
-                Phase::Checking => "checking  ",
-                Phase::Quantizing => "quantizing",
+                Phase::Checking => "checking   ",
+                Phase::Calibrating => "calibrating",
+                Phase::Quantizing => "quantizing ",
             };
             let style = ProgressStyle::with_template("{prefix} {bar:24} {percent:>3}% {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -1,10 +1,11 @@
 //! `halfbyte quantize`.
 
-use std::{collections::BTreeMap, io::Write, sync::atomic::AtomicBool, time::Instant};
+use std::{collections::BTreeMap, io::Write, path::Path, sync::atomic::AtomicBool, time::Instant};
 
 use anyhow::Result;
 use quantize::{
     RecipeFile,
+    calibrate::{self, report::Rounded},
     job::Job,
     journal::Entry,
     pass::Busy,
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args,
+    calibration::{self, Text},
     interrupt::interruptible,
     progress::Watch,
     table::{print_json, shape, table},
@@ -24,7 +26,8 @@ use crate::{
 
 /// Plans the job from headers, then shows the plan or runs it.
 pub fn run(args: &args::Quantize) -> Result<()> {
-    let job = plan(args)?;
+    let text = calibration::read(&args.calibrate)?;
+    let job = plan(args, text.as_ref())?;
     for warning in &job.warnings {
         eprintln!("warning: {warning}");
     }
@@ -33,7 +36,8 @@ pub fn run(args: &args::Quantize) -> Result<()> {
     }
 
     let cancel = interruptible()?;
-    match write(&job, args.threads, args.memory, args.overwrite, &cancel)? {
+    let options = run_options(args.threads, args.memory, args.overwrite);
+    match write(&job, &args.source, text.as_ref(), options, &cancel)? {
         None if args.json => {
             let mut result = plan_json(&job);
             result["already_there"] = true.into();
@@ -52,7 +56,7 @@ pub fn run(args: &args::Quantize) -> Result<()> {
 }
 
 /// By the recipe, or by the options.
-fn plan(args: &args::Quantize) -> Result<Job> {
+fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Job> {
     if let Some(path) = &args.recipe {
         return Ok(RecipeFile::read(path)?.plan(&args.source, &args.out, args.allow_nonfinite)?);
     }
@@ -65,27 +69,41 @@ fn plan(args: &args::Quantize) -> Result<Job> {
         shard_size: args.shard_size,
         align: args.align,
         allow_nonfinite: args.allow_nonfinite,
+        calibration: text.map(|text| text.calibration.clone()),
         ..Options::new(container, args.format.as_deref().unwrap_or_default())
     };
     Ok(Job::plan(&args.source, &args.out, &options)?)
 }
 
+/// How jobs are run, on all cores unless told otherwise.
+pub fn run_options(threads: Option<usize>, memory: u64, overwrite: bool) -> RunOptions {
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    RunOptions { threads, memory, overwrite }
+}
+
 /// Runs a job; `None` if its very output lay there already.
 pub fn write<'a>(
     job: &'a Job,
-    threads: Option<usize>,
-    memory: u64,
-    overwrite: bool,
+    source: &Path,
+    text: Option<&Text>,
+    options: RunOptions,
     cancel: &AtomicBool,
 ) -> Result<Option<Done<'a>>> {
-    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let start = Instant::now();
-    let outcome = quantize::run::run(job, RunOptions { threads, memory, overwrite }, &Watch::new(), cancel)?;
+    let watch = Watch::new();
+    let (outcome, rounded) = match text {
+        None => (quantize::run::run(job, options, &watch, cancel)?, Vec::new()),
+        Some(text) => {
+            let (mut outcomes, rounded) =
+                calibrate::run(source, &[job], &text.text, options, &watch, cancel)?;
+            (outcomes.swap_remove(0), rounded)
+        }
+    };
     let seconds = start.elapsed().as_secs_f64();
     Ok(match outcome {
         Outcome::AlreadyThere => None,
         Outcome::Written { entries, resumed, amount, busy } => {
-            Some(Done { job, entries, resumed, amount, busy, seconds })
+            Some(Done { job, entries, resumed, amount, busy, seconds, rounded })
         }
     })
 }
@@ -178,6 +196,8 @@ pub struct Done<'a> {
     amount: Amount,
     busy: Busy,
     seconds: f64,
+    /// What calibration did.
+    rounded: Vec<Rounded>,
 }
 
 /// What became of all tensors that do the same.
@@ -248,6 +268,7 @@ impl Done<'_> {
         if self.nonfinite() > 0 {
             writeln!(out, "{} weights were NaN or infinite (--allow-nonfinite)", self.nonfinite())?;
         }
+        write!(out, "{}", self.calibration_lines())?;
         writeln!(out, "{}", files_line(self.job))?;
         let mut line = format!(
             "{} weights, {:.3} bits per weight, {}",
@@ -270,6 +291,35 @@ impl Done<'_> {
             writeln!(out, "{}", self.limit())?;
         }
         Ok(())
+    }
+
+    /// What calibration did to the errors of the products, and which experts it knows little of.
+    fn calibration_lines(&self) -> String {
+        let mut sum = Rounded::default();
+        self.rounded.iter().for_each(|one| sum.add(one));
+        if sum.matrices == 0 {
+            return String::new();
+        }
+        let mut lines = format!(
+            "calibrated: {} of {} matrices with error feedback",
+            text::count(sum.fed_back),
+            text::count(sum.matrices)
+        );
+        if sum.energy > 0.0 {
+            lines += &format!(
+                "; on tokens held out their products err by {:.2} %, with scales searched alone by {:.2} %",
+                100.0 * (sum.written / sum.energy).sqrt(),
+                100.0 * (sum.searched / sum.energy).sqrt()
+            );
+        }
+        lines.push('\n');
+        if let Some(rarest) = self.rounded.iter().min_by_key(|one| one.fewest_tokens) {
+            lines += &format!(
+                "the rarest input: {} tokens ({}); {} rows of experts saw none\n",
+                rarest.fewest_tokens, rarest.tensor, sum.unseen_rows
+            );
+        }
+        lines
     }
 
     /// The stage that was busy longest, and how much of the time each was.
@@ -314,6 +364,16 @@ impl Done<'_> {
         result["busy_shares"] = Value::from_iter(self.busy.shares());
         result["resumed_tensors"] = json!(self.resumed);
         result["read_bytes"] = json!(self.amount.read);
+        if !self.rounded.is_empty() {
+            let one = |one: &Rounded| {
+                json!({
+                    "tensor": one.tensor, "format": one.format, "matrices": one.matrices, "error_feedback": one.fed_back,
+                    "fewest_tokens": one.fewest_tokens, "unseen_rows": one.unseen_rows, "energy": one.energy,
+                    "squared_error_searched": one.searched, "squared_error": one.written,
+                })
+            };
+            result["calibrated"] = self.rounded.iter().map(one).collect();
+        }
         result["peak_rss_bytes"] = json!(text::peak_memory());
         result
     }

@@ -3,6 +3,7 @@
 //! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
 //! - [`budget`], [`placement`], [`speed`]: what a model takes when it runs, where it lies on a machine, how fast it is.
 //! - [`allocate`], [`fit`]: the types with which it loses least in so many bytes, and on a machine.
+//! - [`calibrate`]: rounding by what the weights are multiplied with.
 //! - [`recipe`], [`recipe_file`]: what becomes what, as a file whose hash names the job; one that was edited, read and checked.
 //! - [`target`]: the machines that a model is made for.
 //! - [`tile`]: the work cut into bounded pieces.
@@ -13,6 +14,7 @@
 
 pub mod allocate;
 pub mod budget;
+pub mod calibrate;
 pub mod encode;
 pub mod error;
 pub mod fit;

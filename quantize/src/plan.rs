@@ -19,6 +19,7 @@ use kernels::Format;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    calibrate::Calibration,
     error::{Choice, Error, Result},
     job::Job,
     mix::{self, Choices, Mix, ModelFacts},
@@ -64,6 +65,8 @@ pub struct Options {
     pub align: Option<u32>,
     /// Whether NaN and infinite weights are let through.
     pub allow_nonfinite: bool,
+    /// What its weights are rounded by.
+    pub calibration: Option<Calibration>,
     /// What it is planned for: it stands in the recipe and decides nothing.
     pub target: Option<PlannedFor>,
     /// The checkpoint's revision, if it is known: it stands in the recipe and decides nothing.
@@ -81,6 +84,7 @@ impl Options {
             shard_after: Vec::new(),
             align: None,
             allow_nonfinite: false,
+            calibration: None,
             target: None,
             revision: None,
         }
@@ -351,6 +355,7 @@ fn recipe(
         shard_size: Some(options.shard_size.unwrap_or(shard_size).min(i64::MAX as u64)),
         shard_after: options.cuts(outputs)?,
         allow_nonfinite: options.allow_nonfinite,
+        calibration: options.calibration.clone(),
         target: options.target.clone(),
         revision: options.revision.clone(),
         source: source_files(source),

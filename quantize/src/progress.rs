@@ -5,6 +5,8 @@
 pub enum Phase {
     /// Hashing what an earlier run wrote. Counted in written bytes.
     Checking,
+    /// Running the model over a text, and rounding its weights by it. Counted in weights.
+    Calibrating,
     /// Reading, encoding and writing weights.
     Quantizing,
 }

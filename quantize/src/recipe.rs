@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::calibrate::Calibration;
 use crate::plan::{Container, Options};
 
 /// A job in full.
@@ -31,6 +32,8 @@ pub struct Recipe {
     /// Whether NaN and infinite weights are let through.
     #[serde(default)]
     pub allow_nonfinite: bool,
+    /// What its weights are rounded by; nothing if it is not calibrated.
+    pub calibration: Option<Calibration>,
     /// What it was planned for: for the reader.
     pub target: Option<PlannedFor>,
     /// The checkpoint's revision, if it is known.
@@ -113,6 +116,10 @@ impl Recipe {
         if self.allow_nonfinite {
             text.value("NaN and infinite weights are let through.", "allow_nonfinite", true);
         }
+        if let Some(calibration) = &self.calibration {
+            let about = "The text by whose SHA-256 it is calibrated, and how weights are rounded by it.";
+            text.value(about, "calibration", calibration.to_toml());
+        }
         if let Some(target) = &self.target {
             text.value("What it was planned for: for the reader alone.", "target", target.to_toml());
         }
@@ -149,6 +156,7 @@ impl Recipe {
             shard_after: self.shard_after.clone(),
             align: self.align,
             allow_nonfinite: self.allow_nonfinite,
+            calibration: self.calibration.clone(),
             target: self.target.clone(),
             revision: self.revision.clone(),
         }

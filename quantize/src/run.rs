@@ -57,6 +57,38 @@ pub enum Outcome {
 /// # Errors
 /// Whatever stops it. What is written by then is kept in the destination's `partial` folder, and the same job resumes from it.
 pub fn run(job: &Job, options: RunOptions, progress: &dyn Progress, cancel: &AtomicBool) -> Result<Outcome> {
+    match begin(job, options.overwrite, progress)? {
+        Begun::Over(outcome) => Ok(outcome),
+        Begun::Open(session) => session.complete(options, progress, cancel),
+    }
+}
+
+/// How a run begins.
+pub(crate) enum Begun<'a> {
+    /// There is nothing left to write.
+    Over(Outcome),
+    /// There is.
+    Open(Box<Session<'a>>),
+}
+
+/// An output under way.
+pub(crate) struct Session<'a> {
+    /// What is written.
+    pub job: &'a Job,
+    /// Where it is written.
+    pub store: Store,
+    journal: Journal,
+    /// The tensors that are on the disk.
+    done: Vec<Entry>,
+    /// How many of them an earlier run had written.
+    resumed: usize,
+}
+
+/// Begins a run, or goes on with an earlier one, whose tensors are checked.
+///
+/// # Errors
+/// If something else lies at the destination, or what is under way there is another job's.
+pub(crate) fn begin<'a>(job: &'a Job, overwrite: bool, progress: &dyn Progress) -> Result<Begun<'a>> {
     let destination = &job.destination;
     let partial = destination.partial();
     // An interrupted move leaves some files in place: the journal knows of them.
@@ -64,9 +96,9 @@ pub fn run(job: &Job, options: RunOptions, progress: &dyn Progress, cancel: &Ato
     match store::present(destination, &job.layout)? {
         Present::Same if !moving => {
             store::tidy(destination, PRIVATE)?;
-            return Ok(Outcome::AlreadyThere);
+            return Ok(Begun::Over(Outcome::AlreadyThere));
         }
-        Present::Other if !moving && !options.overwrite => {
+        Present::Other if !moving && !overwrite => {
             return Err(Error::OutputExists { path: destination.path().to_owned() });
         }
         _ => {}
@@ -80,43 +112,74 @@ pub fn run(job: &Job, options: RunOptions, progress: &dyn Progress, cancel: &Ato
         fs::write(&recipe, job.recipe.to_toml()).map_err(Error::io(&recipe))?;
         journal.begin(&Head { recipe: job.recipe.hash(), source: stamps })?;
     }
-    let finish = || store::finish(destination, &job.layout, PRIVATE);
     if past.whole {
-        finish()?;
+        store::finish(destination, &job.layout, PRIVATE)?;
         let resumed = past.entries.len();
-        return Ok(Outcome::Written {
+        return Ok(Begun::Over(Outcome::Written {
             entries: in_order(job, past.entries),
             resumed,
             amount: Amount::default(),
             busy: Busy::default(),
-        });
+        }));
+    }
+    let store = Store::open(&partial, &job.layout)?;
+    let done = check(job, &store, past.entries, progress)?;
+    let resumed = done.len();
+    Ok(Begun::Open(Box::new(Session { job, store, journal, done, resumed })))
+}
+
+impl Session<'_> {
+    /// The names of the tensors that are on the disk.
+    pub fn done(&self) -> HashSet<&str> {
+        self.done.iter().map(|entry| entry.tensor.as_str()).collect()
     }
 
-    let store = Store::open(&partial, &job.layout)?;
-    let kept = check(job, &store, past.entries, progress)?;
-    let resumed = kept.len();
-    let done: HashSet<&str> = kept.iter().map(|entry| entry.tensor.as_str()).collect();
-    let pass = job.pass(options.memory, options.threads);
-    let tiles = pass.tiles(&done)?;
-    let amount = pass.amount(&tiles)?;
-    let mut total = amount;
-    for entry in &kept {
-        total.written += entry.planes.iter().map(|plane| plane.len).sum::<u64>();
+    /// Notes tensors that were written otherwise than by the streaming pass, once they are on the disk.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn keep(&mut self, entries: Vec<Entry>) -> Result<()> {
+        for file in 0..self.job.layout.files.len() {
+            self.store.sync(file)?;
+        }
+        self.journal.done(&entries)?;
+        self.done.extend(entries);
+        Ok(())
     }
-    let earlier = Amount { written: total.written - amount.written, ..Amount::default() };
-    progress.begin(Phase::Quantizing, total, earlier);
-    let result = pass.run(tiles, &store, &mut journal, progress, cancel);
-    progress.end();
-    let (new, busy) = result?;
-    let Some(new) = new else { return Err(Error::Interrupted { partial }) };
-    for file in 0..job.layout.files.len() {
-        store.sync(file)?;
+
+    /// Streams the tensors that are not there yet, and puts the files in place.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn complete(
+        mut self,
+        options: RunOptions,
+        progress: &dyn Progress,
+        cancel: &AtomicBool,
+    ) -> Result<Outcome> {
+        let job = self.job;
+        let pass = job.pass(options.memory, options.threads);
+        let tiles = pass.tiles(&self.done())?;
+        let amount = pass.amount(&tiles)?;
+        let written = |entry: &Entry| entry.planes.iter().map(|plane| plane.len).sum::<u64>();
+        let earlier = Amount { written: self.done.iter().map(written).sum(), ..Amount::default() };
+        let total = Amount { written: amount.written + earlier.written, ..amount };
+        progress.begin(Phase::Quantizing, total, earlier);
+        let result = pass.run(tiles, &self.store, &mut self.journal, progress, cancel);
+        progress.end();
+        let (new, busy) = result?;
+        let Some(new) = new else {
+            return Err(Error::Interrupted { partial: job.destination.partial() });
+        };
+        for file in 0..job.layout.files.len() {
+            self.store.sync(file)?;
+        }
+        self.journal.whole()?;
+        drop((self.store, self.journal));
+        store::finish(&job.destination, &job.layout, PRIVATE)?;
+        let entries = in_order(job, self.done.into_iter().chain(new));
+        Ok(Outcome::Written { entries, resumed: self.resumed, amount, busy })
     }
-    journal.whole()?;
-    drop(store);
-    finish()?;
-    let entries = in_order(job, kept.into_iter().chain(new));
-    Ok(Outcome::Written { entries, resumed, amount, busy })
 }
 
 /// Size and time of each source file.

@@ -168,6 +168,14 @@ impl Store {
         self.files[file].write_all_at(bytes, offset).map_err(Error::io(&self.paths[file]))
     }
 
+    /// Reads bytes at `offset` of file `file`.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn read(&self, file: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.files[file].read_exact_at(bytes, offset).map_err(Error::io(&self.paths[file]))
+    }
+
     /// Waits until the bytes of file `file` are on the disk.
     ///
     /// # Errors
@@ -186,9 +194,7 @@ impl Store {
         let mut offset = 0;
         while offset < at.len {
             let n = (at.len - offset).min(buffer.len() as u64) as usize;
-            self.files[at.file]
-                .read_exact_at(&mut buffer[..n], at.offset + offset)
-                .map_err(Error::io(&self.paths[at.file]))?;
+            self.read(at.file, at.offset + offset, &mut buffer[..n])?;
             sha.update(&buffer[..n]);
             offset += n as u64;
         }

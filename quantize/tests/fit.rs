@@ -42,7 +42,14 @@ fn machine(devices: &[u64], host: Option<u64>) -> Wish {
         notes: Vec::new(),
     };
     let run = Run { engine: budget::Engine::LlamaCpp, context: 512, parallel: 1, kv: KvType::F16 };
-    Wish { target: Some(target), run, container: Container::Gguf, max_size: None, sample: false }
+    Wish {
+        target: Some(target),
+        run,
+        container: Container::Gguf,
+        max_size: None,
+        sample: false,
+        calibration: None,
+    }
 }
 
 fn planned(wish: &Wish) -> Fit {

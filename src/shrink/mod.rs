@@ -14,14 +14,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use quantize::{
-    fit::{Answer, Fit, fit},
+    fit::{Answer, Fit, Wish, fit},
     plan::Container,
 };
 use serde_json::{Value, json};
 use verify::{Input, Options, Outcome, Precision, description::ModelFile, report};
 
 use crate::{
-    args,
+    args, calibration,
     interrupt::interruptible,
     plan_verb::{self, first_file, name_of},
     quantize_verb,
@@ -47,7 +47,9 @@ const SUMS: &str = "SHA256SUMS";
 
 /// Does it all.
 pub fn run(args: &args::Shrink) -> Result<()> {
-    let wish = plan_verb::wish(&args.fit, true)?;
+    let text = calibration::read(&args.calibrate)?;
+    let calibration = text.as_ref().map(|text| text.calibration.clone());
+    let wish = Wish { calibration, ..plan_verb::wish(&args.fit, true)? };
     let name = name_of(&args.fit.source);
     let model = match wish.container {
         Container::Gguf => args.out.join(format!("{name}.gguf")),
@@ -66,7 +68,8 @@ pub fn run(args: &args::Shrink) -> Result<()> {
 
     step(args, 2, "quantizing");
     fs::create_dir_all(&args.out).with_context(|| format!("can't make {}", args.out.display()))?;
-    let written = quantize_verb::write(&fit.job, args.threads, args.memory, args.overwrite, &cancel)?;
+    let options = quantize_verb::run_options(args.threads, args.memory, args.overwrite);
+    let written = quantize_verb::write(&fit.job, &args.fit.source, text.as_ref(), options, &cancel)?;
     if let Some(done) = written.as_ref().filter(|_| !args.json) {
         done.print()?;
     }

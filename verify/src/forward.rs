@@ -135,6 +135,14 @@ impl<'a, O: Ops> Forward<'a, O> {
         Ok(self.graph.ends().finish(&self.ops, &self.ops.upload(values, width)))
     }
 
+    /// The same, off the device: row after row.
+    ///
+    /// # Errors
+    /// If the states can't be read.
+    pub fn finished(&self, rows: &[usize]) -> Result<Vec<f32>> {
+        Ok(self.ops.download(self.finish(rows)?))
+    }
+
     /// The logits of finished states for a stretch of the vocabulary: [rows, stretch].
     ///
     /// # Errors

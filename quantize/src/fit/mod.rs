@@ -16,6 +16,7 @@ use verify::{hyper::Hyper, weights::Weights};
 use crate::{
     allocate::{Allocation, Costs, Question, rules::rules},
     budget::{self, Budget, LayerCache, Run},
+    calibrate::Calibration,
     error::{Error, Result},
     job::Job,
     placement::{Load, Place, Placement, Room},
@@ -41,6 +42,8 @@ pub struct Wish {
     pub max_size: Option<u64>,
     /// Whether rows of every tensor are read to see what each format costs it; otherwise only headers are.
     pub sample: bool,
+    /// What its weights are rounded by.
+    pub calibration: Option<Calibration>,
 }
 
 /// What one memory holds.
@@ -99,6 +102,7 @@ pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
     let base = Options {
         align: (wish.container == Container::Gguf).then_some(align),
         target: wish.target.as_ref().map(|target| planned_for(target, &wish.run)),
+        calibration: wish.calibration.clone(),
         ..Options::new(wish.container, format)
     };
     let job = Job::plan(source, out, &base)?;

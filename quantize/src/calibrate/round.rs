@@ -1,0 +1,155 @@
+//! Rounding of some rows by what they are multiplied with: scales searched by importance, or codes with error feedback, whichever
+//! errs less on tokens that neither saw.
+
+use kernels::factor::{self, Factor};
+use kernels::{Format, Isa, feedback};
+use rayon::prelude::*;
+
+use super::Rounding;
+use super::moments::{Inputs, Moments};
+use super::report::Rounded;
+use crate::error::{Error, Result};
+
+/// Rows that one core rounds at a time.
+const ROWS: usize = 32;
+
+/// Rows, at even distances, by which search and feedback are compared.
+const JUDGED: usize = 256;
+
+/// Tokens below which nothing can be said of how columns go together.
+const FEW: usize = 32;
+
+/// What is added to the diagonal of the moments, relative to its mean.
+const DAMPING: f32 = 0.01;
+
+/// What an error costs.
+pub(crate) struct Metric {
+    /// Of each column on its own.
+    pub importance: Vec<f32>,
+    /// And together.
+    inputs: Option<Inputs>,
+    /// How many tokens it is known from.
+    tokens: usize,
+}
+
+impl Metric {
+    /// From a linear's inputs.
+    pub fn new(inputs: Inputs, rounding: Rounding) -> Metric {
+        let importance = inputs.fitted.importance();
+        let tokens = inputs.fitted.tokens + inputs.held_out.tokens;
+        let inputs = (rounding == Rounding::Feedback).then_some(inputs);
+        Metric { importance, inputs, tokens }
+    }
+
+    /// Each column on its own.
+    pub fn importance(importance: Vec<f32>) -> Metric {
+        Metric { importance, inputs: None, tokens: 0 }
+    }
+}
+
+/// Rounded rows.
+pub(crate) struct Made {
+    /// Their bytes in each plane.
+    pub planes: Vec<Vec<u8>>,
+    /// What they stand for now.
+    pub decoded: Vec<f32>,
+    pub rounded: Rounded,
+}
+
+/// Rounds `rows` [n, columns].
+pub(crate) fn round(format: &'static Format, metric: &Metric, rows: &[f32]) -> Result<Made> {
+    let tokens = metric.tokens as u64;
+    let mut rounded = Rounded { matrices: 1, fewest_tokens: tokens, ..Rounded::default() };
+    let usable =
+        metric.inputs.as_ref().filter(|inputs| inputs.fitted.tokens >= FEW && format.lattice.is_some());
+    let (planes, decoded) = match usable {
+        None => search(format, metric, rows)?,
+        Some(inputs) => {
+            let factor = damped(&inputs.fitted, format)?;
+            let k = inputs.fitted.columns;
+            let judge = if inputs.held_out.tokens >= FEW { &inputs.held_out } else { &inputs.fitted };
+            let sample = sample(rows, k);
+            let searched = search(format, metric, &sample)?.1;
+            let fed_back = feed_back(format, &factor, &sample).1;
+            let damage = |decoded: &[f32]| {
+                let errors: Vec<f32> = sample.iter().zip(decoded).map(|(w, d)| w - d).collect();
+                judge.damage(&errors)
+            };
+            let (before, after) = (damage(&searched), damage(&fed_back));
+            rounded.energy = judge.damage(&sample);
+            rounded.searched = before;
+            rounded.written = before.min(after);
+            if after < before {
+                rounded.fed_back = 1;
+                feed_back(format, &factor, rows)
+            } else {
+                search(format, metric, rows)?
+            }
+        }
+    };
+    Ok(Made { planes, decoded, rounded })
+}
+
+/// The factor of moments, damped.
+fn damped(moments: &Moments, format: &Format) -> Result<Factor> {
+    let k = moments.columns;
+    let diagonal: Vec<f32> = (0..k).map(|i| moments.values[i * k + i]).collect();
+    // The fewer tokens there are for so many columns, the less their moments are worth.
+    let damping = DAMPING * (1.0 + k as f32 / moments.tokens.max(1) as f32);
+    let order = factor::order(&diagonal, format.block);
+    Factor::new(Isa::detect(), moments.values.clone(), order, damping)
+        .map_err(|error| Error::Usage(format!("the inputs of a tensor can't be used: {error}")))
+}
+
+/// Rows at even distances.
+fn sample(rows: &[f32], k: usize) -> Vec<f32> {
+    let count = rows.len() / k;
+    let taken = count.min(JUDGED);
+    (0..taken).flat_map(|i| &rows[i * count / taken * k..][..k]).copied().collect()
+}
+
+/// Scales searched by importance.
+fn search(format: &'static Format, metric: &Metric, rows: &[f32]) -> Result<(Vec<Vec<u8>>, Vec<f32>)> {
+    let encode = format.encode.ok_or(Error::ReadOnly { format: format.name })?;
+    let k = metric.importance.len();
+    let usable = metric.importance.iter().any(|&value| value > 0.0);
+    let importance = usable.then_some(metric.importance.as_slice());
+    Ok(in_pieces(format, k, rows, |rows, planes| encode(format, Isa::detect(), rows, importance, planes)))
+}
+
+/// Codes with error feedback.
+fn feed_back(format: &'static Format, factor: &Factor, rows: &[f32]) -> (Vec<Vec<u8>>, Vec<f32>) {
+    in_pieces(format, factor.k(), rows, |rows, planes| {
+        feedback::round(Isa::detect(), format, factor, rows, planes);
+    })
+}
+
+/// Some rows at a time on all cores: their bytes, and what these stand for.
+fn in_pieces(
+    format: &'static Format,
+    k: usize,
+    rows: &[f32],
+    encode: impl Fn(&[f32], &mut [&mut [u8]]) + Sync,
+) -> (Vec<Vec<u8>>, Vec<f32>) {
+    let mut decoded = vec![0.0; rows.len()];
+    let pieces: Vec<Vec<Vec<u8>>> = rows
+        .par_chunks(ROWS * k)
+        .zip(decoded.par_chunks_mut(ROWS * k))
+        .with_max_len(1)
+        .map(|(rows, decoded)| {
+            let blocks = rows.len() / format.block;
+            let mut planes: Vec<Vec<u8>> =
+                format.planes.iter().map(|bytes| vec![0; blocks * bytes]).collect();
+            let mut out: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
+            encode(rows, &mut out);
+            let written: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+            (format.decode)(format, Isa::detect(), &written, decoded);
+            planes
+        })
+        .collect();
+    let mut planes = vec![Vec::new(); format.planes.len()];
+    for piece in pieces {
+        planes.iter_mut().zip(piece).for_each(|(all, piece)| all.extend(piece));
+    }
+    (planes, decoded)
+}

@@ -1,0 +1,453 @@
+//! [`Rounder`]: rounds every weight the moment before it is first multiplied, by what it is about to be multiplied with. The
+//! product is then taken with what was rounded and written, so all that follows sees the damage done so far.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, RwLock};
+
+use formats::output::Class;
+use formats::rows::{decode, rearrange};
+use formats::{Content, Dtype, OutputTensor};
+use kernels::matrix::Matrix;
+use kernels::stats::{damage, summarize};
+use kernels::{Format, Isa};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use verify::tap::Tap;
+use verify::weights::{Linear, Weights};
+
+use super::Rounding;
+use super::moments::{Inputs, Moments, fingerprint};
+use super::places::{Place, places};
+use super::report::Rounded;
+use super::round::{Metric, round};
+use crate::encode::Stats;
+use crate::error::{Error, Result};
+use crate::journal::{Entry, Plane};
+use crate::progress::{Amount, Progress};
+use crate::recipe::hex;
+use crate::run::Session;
+
+/// Tokens at whose weight a rarely chosen expert's inputs are drawn towards those of all tokens.
+const SHRINKAGE: f32 = 128.0;
+
+/// An output that is written, and what of it is.
+struct Side<'a> {
+    session: Session<'a>,
+    /// For each tensor of the graph.
+    places: Vec<Vec<Place>>,
+    /// For each output tensor: whether it was whole when this run began.
+    whole: Vec<bool>,
+    /// Output tensors of which some rows are rounded.
+    open: HashMap<usize, Open>,
+}
+
+/// An output tensor of which some rows are rounded.
+#[derive(Default)]
+struct Open {
+    rows: Vec<Range<u64>>,
+    stats: Stats,
+    /// The mean importance of the columns over the rounds so far, for rows that nothing is known of.
+    importance: Vec<f32>,
+    rounded: Rounded,
+}
+
+/// What is known of the inputs in work.
+#[derive(Default)]
+struct Known {
+    /// The inputs of the last product, by their fingerprint.
+    last: Option<(u64, Metric)>,
+    /// The moments of what a layer's router gets: the inputs of all its experts together.
+    routed: Option<Moments>,
+}
+
+/// The weights of the last product, as they were written.
+struct Current {
+    tensor: usize,
+    rows: Range<usize>,
+    columns: usize,
+    values: Vec<f32>,
+}
+
+/// The tap of a calibrated pass.
+pub(crate) struct Rounder<'a, 's> {
+    weights: &'a Weights,
+    rounding: Rounding,
+    sides: Mutex<Vec<Side<'s>>>,
+    known: Mutex<Known>,
+    current: RwLock<Option<Current>>,
+    progress: &'a dyn Progress,
+    cancel: &'a AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl<'a, 's> Rounder<'a, 's> {
+    pub fn new(
+        weights: &'a Weights,
+        sessions: Vec<Session<'s>>,
+        rounding: Rounding,
+        progress: &'a dyn Progress,
+        cancel: &'a AtomicBool,
+    ) -> Rounder<'a, 's> {
+        let side = |session: Session<'s>| {
+            let done = session.done();
+            let whole =
+                session.job.outputs.iter().map(|output| done.contains(output.name.as_str())).collect();
+            Side { places: places(weights, session.job), whole, open: HashMap::new(), session }
+        };
+        Rounder {
+            weights,
+            rounding,
+            sides: Mutex::new(sessions.into_iter().map(side).collect()),
+            known: Mutex::default(),
+            current: RwLock::default(),
+            progress,
+            cancel,
+        }
+    }
+
+    /// The sessions, to be completed.
+    pub fn into_sessions(self) -> Vec<Session<'s>> {
+        let sides = self.sides.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        sides.into_iter().map(|side| side.session).collect()
+    }
+
+    /// Rounds rows of a tensor of the graph by what they are multiplied with.
+    fn weigh(&self, x: Matrix, w: &Linear) -> Result<()> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(self.interrupted());
+        }
+        let rows = w.rows.start as u64..w.rows.end as u64;
+        let tensor = &self.weights.tensors[w.tensor];
+        let mut known = lock(&self.known);
+        let mut sides = lock(&self.sides);
+        for side in sides.iter_mut() {
+            for place in side.due(w.tensor, &rows) {
+                let metric = known.of(x, tensor, self.rounding)?;
+                self.round_place(side, &place, metric)?;
+            }
+        }
+        if tensor.class == Class::Router {
+            known.routed = Some(Inputs::of(x).fitted);
+        }
+        let current = self.written(&sides[0], w)?;
+        *self.current.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = current;
+        Ok(())
+    }
+
+    /// Rounds rows of a tensor that the graph does not multiply in the usual way, by moments known otherwise.
+    pub fn weigh_by(&self, tensor: usize, moments: &Moments) -> Result<()> {
+        let rows = 0..self.weights.tensors[tensor].rows();
+        let metric = Metric::new(Inputs::without_held_out(moments.clone()), self.rounding);
+        for side in lock(&self.sides).iter_mut() {
+            for place in side.due(tensor, &rows) {
+                self.round_place(side, &place, &metric)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn interrupted(&self) -> Error {
+        let partial = lock(&self.sides)[0].session.job.destination.partial();
+        Error::Interrupted { partial }
+    }
+
+    fn round_place(&self, side: &mut Side, place: &Place, metric: &Metric) -> Result<()> {
+        let job = side.session.job;
+        let (output, format) = (&job.outputs[place.output], job.formats[place.output]);
+        let rows = place.output_rows();
+        let columns = output.columns() as usize;
+        let mut values = vec![0.0; (rows.end - rows.start) as usize * columns];
+        decode_all(side, output, rows.clone(), &mut values)?;
+        let nonfinite = finite(job.recipe.allow_nonfinite, output, &mut values)?;
+        let made = round(format, metric, &values)?;
+        side.put(place.output, rows.clone(), &made.planes)?;
+        let open = side.open.entry(place.output).or_default();
+        let damage = damage(Isa::detect(), &values, &made.decoded);
+        let written = made.planes.iter().map(|plane| plane.len() as u64).sum();
+        open.add(rows, metric, &made.rounded);
+        open.stats.add(&Stats {
+            squared_error: damage.squared_error,
+            energy: damage.squared_norm,
+            nonfinite,
+            overflow: 0,
+        });
+        self.progress.advance(Amount { read: 0, written, weights: values.len() as u64 });
+        Ok(())
+    }
+
+    /// What was written of the weights of a product.
+    fn written(&self, side: &Side, w: &Linear) -> Result<Option<Current>> {
+        let rows = w.rows.start as u64..w.rows.end as u64;
+        let job = side.session.job;
+        let mut values = vec![0.0; w.rows.len() * w.columns];
+        let mut covered = false;
+        let mut missing = true;
+        for place in side.places[w.tensor].iter().filter_map(|place| place.within(&rows)) {
+            if !side.is_written(&place) {
+                continue;
+            }
+            if std::mem::take(&mut missing) && (place.rows.start > rows.start || place.rows.end < rows.end) {
+                self.weights.rows(w.tensor, w.rows.clone(), &mut values)?;
+            }
+            covered = true;
+            let format = job.formats[place.output];
+            let mut decoded = side.get(place.output, place.output_rows(), format)?;
+            if place.map != formats::output::Map::Identity {
+                let mut mapped = vec![0.0; decoded.len()];
+                rearrange(place.map, &decoded, w.columns, &mut mapped);
+                decoded = mapped;
+            }
+            // A place whose rows can't be told apart may be more than what is asked for.
+            let both = place.rows.start.max(rows.start)..place.rows.end.min(rows.end);
+            let from = (both.start - place.rows.start) as usize * w.columns;
+            let to = (both.start - rows.start) as usize * w.columns;
+            let count = (both.end - both.start) as usize * w.columns;
+            values[to..to + count].copy_from_slice(&decoded[from..from + count]);
+        }
+        Ok(covered.then(|| Current { tensor: w.tensor, rows: w.rows.clone(), columns: w.columns, values }))
+    }
+
+    /// Finishes the tensors of which all or some rows are rounded: rows that no token reached are rounded by the mean importance
+    /// of the others, and all goes into the journal.
+    pub fn settle(&self) -> Result<Vec<Rounded>> {
+        let mut report = Vec::new();
+        *lock(&self.known) = Known::default();
+        for side in lock(&self.sides).iter_mut() {
+            let mut open: Vec<(usize, Open)> = side.open.drain().collect();
+            open.sort_by_key(|(output, _)| *output);
+            let mut entries = Vec::new();
+            for (index, mut open) in open {
+                let job = side.session.job;
+                let output = &job.outputs[index];
+                let metric = Metric::importance(std::mem::take(&mut open.importance));
+                for rows in open.missing(output.rows()) {
+                    let mut values = vec![0.0; ((rows.end - rows.start) * output.columns()) as usize];
+                    decode_all(side, output, rows.clone(), &mut values)?;
+                    let nonfinite = finite(job.recipe.allow_nonfinite, output, &mut values)?;
+                    let made = round(job.formats[index], &metric, &values)?;
+                    side.put(index, rows.clone(), &made.planes)?;
+                    let damage = damage(Isa::detect(), &values, &made.decoded);
+                    open.stats.add(&Stats {
+                        squared_error: damage.squared_error,
+                        energy: damage.squared_norm,
+                        nonfinite,
+                        overflow: 0,
+                    });
+                    open.rounded.unseen_rows += rows.end - rows.start;
+                }
+                entries.push(side.entry(index, &open.stats)?);
+                side.whole[index] = true;
+                open.rounded.tensor = output.name.clone();
+                open.rounded.format = job.formats[index].name;
+                report.push(open.rounded);
+            }
+            side.session.keep(entries)?;
+        }
+        Ok(report)
+    }
+}
+
+impl Tap for Rounder<'_, '_> {
+    fn product(&self, x: Matrix<'_>, w: &Linear) -> verify::Result<()> {
+        self.weigh(x, w).map_err(|error| verify::Error::Tap(Box::new(error)))
+    }
+
+    fn rows(&self, tensor: usize, rows: Range<usize>, out: &mut [f32]) -> verify::Result<()> {
+        let current = self.current.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(current) = current.as_ref()
+            && current.tensor == tensor
+            && current.rows.start <= rows.start
+            && rows.end <= current.rows.end
+        {
+            let first = (rows.start - current.rows.start) * current.columns;
+            out.copy_from_slice(&current.values[first..first + out.len()]);
+            return Ok(());
+        }
+        self.weights.rows(tensor, rows, out)
+    }
+}
+
+impl Known {
+    /// What is known of `x`, which `tensor` is about to be multiplied with.
+    fn of(&mut self, x: Matrix, tensor: &OutputTensor, rounding: Rounding) -> Result<&Metric> {
+        let print = fingerprint(x);
+        if self.last.as_ref().is_none_or(|(last, _)| *last != print) {
+            let mut inputs = Inputs::of(x);
+            let routed = self.routed.as_ref().filter(|all| all.columns == x.columns);
+            if tensor.class.is_routed_expert()
+                && let Some(all) = routed
+            {
+                inputs.fitted.shrink(all, SHRINKAGE);
+            }
+            self.last = Some((print, Metric::new(inputs, rounding)));
+        }
+        match &self.last {
+            Some((_, metric)) => Ok(metric),
+            None => unreachable!("it was set just now"),
+        }
+    }
+}
+
+impl Side<'_> {
+    /// Places of rows of a tensor of the graph that are still to be rounded.
+    fn due(&self, tensor: usize, rows: &Range<u64>) -> Vec<Place> {
+        let places = self.places[tensor].iter().filter_map(|place| place.within(rows));
+        let job = self.session.job;
+        let due = |place: &Place| {
+            let (output, format) = (&job.outputs[place.output], job.formats[place.output]);
+            format.block > 1 && !same_blocks(job, output, format) && !self.is_written(place)
+        };
+        places.filter(due).collect()
+    }
+
+    /// Whether the rows are written.
+    fn is_written(&self, place: &Place) -> bool {
+        let rows = place.output_rows();
+        self.whole[place.output]
+            || self.open.get(&place.output).is_some_and(|open| {
+                open.rows.iter().any(|done| done.start <= rows.start && rows.end <= done.end)
+            })
+    }
+
+    /// Offsets and lengths of some rows' bytes in each plane.
+    fn ranges(&self, output: usize, rows: &Range<u64>) -> Vec<(usize, u64, usize)> {
+        let job = self.session.job;
+        let (format, columns) = (job.formats[output], job.outputs[output].columns());
+        let blocks = columns / format.block as u64;
+        let ranges = job.layout.planes[output].iter().zip(format.planes).map(|(at, &bytes)| {
+            let per_row = blocks * bytes as u64;
+            (at.file, at.offset + rows.start * per_row, ((rows.end - rows.start) * per_row) as usize)
+        });
+        ranges.collect()
+    }
+
+    fn put(&self, output: usize, rows: Range<u64>, planes: &[Vec<u8>]) -> Result<()> {
+        for ((file, offset, _), bytes) in self.ranges(output, &rows).into_iter().zip(planes) {
+            self.session.store.write(file, offset, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Rows as they were written.
+    fn get(&self, output: usize, rows: Range<u64>, format: &'static Format) -> Result<Vec<f32>> {
+        let mut planes = Vec::new();
+        for (file, offset, len) in self.ranges(output, &rows) {
+            let mut bytes = vec![0; len];
+            self.session.store.read(file, offset, &mut bytes)?;
+            planes.push(bytes);
+        }
+        let columns = self.session.job.outputs[output].columns();
+        let mut values = vec![0.0; ((rows.end - rows.start) * columns) as usize];
+        let step = 64 * columns as usize;
+        values.par_chunks_mut(step.max(1)).enumerate().for_each(|(i, out)| {
+            let blocks = i * step / format.block..(i * step + out.len()) / format.block;
+            let planes: Vec<&[u8]> = planes
+                .iter()
+                .zip(format.planes)
+                .map(|(plane, bytes)| &plane[blocks.start * bytes..blocks.end * bytes])
+                .collect();
+            (format.decode)(format, Isa::detect(), &planes, out);
+        });
+        Ok(values)
+    }
+
+    /// The journal's line for a tensor that is written.
+    fn entry(&self, index: usize, stats: &Stats) -> Result<Entry> {
+        let job = self.session.job;
+        let mut planes = Vec::new();
+        for (file, offset, len) in self.ranges(index, &(0..job.outputs[index].rows())) {
+            let mut sha = Sha256::new();
+            let mut buffer = vec![0; 1 << 20];
+            for at in (0..len).step_by(buffer.len()) {
+                let n = buffer.len().min(len - at);
+                self.session.store.read(file, offset + at as u64, &mut buffer[..n])?;
+                sha.update(&buffer[..n]);
+            }
+            planes.push(Plane {
+                file: job.layout.files[file].name.clone(),
+                offset,
+                len: len as u64,
+                sha256: hex(&sha.finalize()),
+            });
+        }
+        Ok(Entry {
+            tensor: job.outputs[index].name.clone(),
+            planes,
+            squared_error: stats.squared_error,
+            energy: stats.energy,
+            nonfinite: stats.nonfinite,
+        })
+    }
+}
+
+impl Open {
+    /// Notes that some rows are rounded.
+    fn add(&mut self, rows: Range<u64>, metric: &Metric, rounded: &Rounded) {
+        if self.importance.is_empty() {
+            self.importance = vec![0.0; metric.importance.len()];
+        }
+        self.importance.iter_mut().zip(&metric.importance).for_each(|(sum, value)| *sum += value);
+        self.rounded.add(rounded);
+        match self.rows.last_mut() {
+            Some(last) if last.end == rows.start => last.end = rows.end,
+            _ => self.rows.push(rows),
+        }
+    }
+
+    /// The rows that are not rounded.
+    fn missing(&self, rows: u64) -> Vec<Range<u64>> {
+        let mut done = self.rows.clone();
+        done.sort_by_key(|rows| rows.start);
+        let mut next = 0;
+        let mut missing = Vec::new();
+        for done in done.iter().chain([&(rows..rows)]) {
+            if next < done.start {
+                missing.push(next..done.start);
+            }
+            next = next.max(done.end);
+        }
+        missing
+    }
+}
+
+/// Whether the source has the very blocks that are asked for: they are copied by the streaming pass.
+fn same_blocks(job: &crate::job::Job, output: &OutputTensor, format: &'static Format) -> bool {
+    let Content::Parts(parts) = &output.content else { return false };
+    parts.iter().any(|part| job.source.meta(part.source).dtype == Dtype::Block(format))
+}
+
+/// Decodes rows of an output tensor from its source, on all cores.
+fn decode_all(side: &Side, output: &OutputTensor, rows: Range<u64>, values: &mut [f32]) -> Result<()> {
+    let job = side.session.job;
+    let columns = output.columns();
+    // What can't be cut is read whole by everyone who needs some of it.
+    let row_wise = match &output.content {
+        Content::Parts(parts) => parts.iter().all(|part| part.map.is_row_wise()),
+        Content::Values(_) => true,
+    };
+    let step = if row_wise { ((1 << 16) / columns.max(1)).max(1) } else { (rows.end - rows.start).max(1) };
+    values.par_chunks_mut((step * columns).max(1) as usize).enumerate().try_for_each(|(i, out)| {
+        let first = rows.start + i as u64 * step;
+        let rows = first..rows.end.min(first + step);
+        decode(&*job.source, &job.scales, output, rows, Isa::detect(), out)
+    })?;
+    Ok(())
+}
+
+/// Counts weights that are no numbers, and makes zeros of them if that is allowed.
+fn finite(allowed: bool, output: &OutputTensor, values: &mut [f32]) -> Result<u64> {
+    let count = summarize(Isa::detect(), values).nonfinite;
+    if count > 0 && !allowed {
+        let (tensor, elements) = (output.name.clone(), output.elements());
+        return Err(Error::NonFinite { tensor, count, elements });
+    }
+    if count > 0 {
+        values.iter_mut().filter(|value| !value.is_finite()).for_each(|value| *value = 0.0);
+    }
+    Ok(count)
+}
