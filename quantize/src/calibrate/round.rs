@@ -11,7 +11,7 @@ use super::report::Rounded;
 use crate::error::{Error, Result};
 
 /// Rows that one core rounds at a time.
-const ROWS: usize = 32;
+const ROWS: usize = feedback::ROWS;
 
 /// Rows, at even distances, by which search and feedback are compared.
 const JUDGED: usize = 256;
@@ -19,8 +19,10 @@ const JUDGED: usize = 256;
 /// Tokens below which nothing can be said of how columns go together.
 const FEW: usize = 32;
 
-/// What is added to the diagonal of the moments, relative to its mean.
-const DAMPING: f32 = 0.01;
+/// What is added to the diagonal of the moments, relative to its mean, for each column per token. Found on four linears of
+/// SmolLM2, calibrated on 2,048 tokens and judged on as many others.
+const DAMPING: f32 = 0.35;
+const LEAST_DAMPING: f32 = 0.005;
 
 /// What an error costs.
 pub(crate) struct Metric {
@@ -94,8 +96,8 @@ pub(crate) fn round(format: &'static Format, metric: &Metric, rows: &[f32]) -> R
 fn damped(moments: &Moments, format: &Format) -> Result<Factor> {
     let k = moments.columns;
     let diagonal: Vec<f32> = (0..k).map(|i| moments.values[i * k + i]).collect();
-    // The fewer tokens there are for so many columns, the less their moments are worth.
-    let damping = DAMPING * (1.0 + k as f32 / moments.tokens.max(1) as f32);
+    // The fewer tokens there are for so many columns, the less their moments are worth beyond these tokens.
+    let damping = LEAST_DAMPING.max(DAMPING * k as f32 / moments.tokens.max(1) as f32).min(1.0);
     let order = factor::order(&diagonal, format.block);
     Factor::new(Isa::detect(), moments.values.clone(), order, damping)
         .map_err(|error| Error::Usage(format!("the inputs of a tensor can't be used: {error}")))
