@@ -58,7 +58,13 @@ pub fn run(args: &args::Quantize) -> Result<()> {
 /// By the recipe, or by the options.
 fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Job> {
     if let Some(path) = &args.recipe {
-        return Ok(RecipeFile::read(path)?.plan(&args.source, &args.out, args.allow_nonfinite)?);
+        let calibration = text.map(|text| &text.calibration);
+        return Ok(RecipeFile::read(path)?.plan(
+            &args.source,
+            &args.out,
+            args.allow_nonfinite,
+            calibration,
+        )?);
     }
     let container = match args.to {
         args::Container::Gguf => Container::Gguf,

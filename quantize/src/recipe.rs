@@ -223,6 +223,7 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibrate::Rounding;
 
     fn recipe() -> Recipe {
         let file = |name: &str| SourceFile { name: name.into(), bytes: 10, index_sha256: "00".into() };
@@ -237,6 +238,7 @@ mod tests {
             shard_size: Some(45_000_000_000),
             shard_after: vec![3, 7],
             allow_nonfinite: true,
+            calibration: Some(Calibration::new("text", 512, 64, Rounding::Feedback)),
             target: Some(PlannedFor {
                 name: "mac-128".into(),
                 context: Some(32768),
@@ -274,6 +276,7 @@ mod tests {
             shard_size: None,
             shard_after: vec![],
             allow_nonfinite: false,
+            calibration: None,
             target: None,
             revision: None,
             source: vec![],

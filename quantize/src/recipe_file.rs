@@ -9,6 +9,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use crate::{
+    calibrate::Calibration,
     error::{Error, Result},
     job::Job,
     recipe::Recipe,
@@ -49,14 +50,33 @@ impl RecipeFile {
     /// Plans what the recipe says for `source`, and checks that what comes of its rules is what it lists. Sizes are not
     /// compared: they follow from the types.
     ///
-    /// `allow_nonfinite` is the user's word on top of the recipe's.
+    /// `allow_nonfinite` is the user's word on top of the recipe's, `calibration` what the user calibrates on: a recipe that says so
+    /// itself must be given the same.
     ///
     /// # Errors
     /// [`Error::Recipe`] if a value or a rule is wrong, the source is another, or a listed tensor is not there or gets another
     /// type; else as [`Job::plan`].
-    pub fn plan(&self, source: &Path, out: &Path, allow_nonfinite: bool) -> Result<Job> {
+    pub fn plan(
+        &self,
+        source: &Path,
+        out: &Path,
+        allow_nonfinite: bool,
+        calibration: Option<&Calibration>,
+    ) -> Result<Job> {
         let mut options = self.recipe.options();
         options.allow_nonfinite |= allow_nonfinite;
+        match (&options.calibration, calibration) {
+            (Some(due), given) if given != Some(due) => {
+                let detail = match given {
+                    None => "it is calibrated: give the text (--calibrate)".to_owned(),
+                    Some(given) => {
+                        format!("it is calibrated by {}, not by {}", due.to_toml(), given.to_toml())
+                    }
+                };
+                return Err(self.wrong(&[Key::Name("calibration")], detail));
+            }
+            _ => options.calibration = calibration.cloned(),
+        }
         let mut job = Job::plan(source, out, &options).map_err(|error| match error {
             Error::Choice { choice, detail } => self.wrong(&choice.place(), detail),
             other => other,

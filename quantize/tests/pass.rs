@@ -126,6 +126,7 @@ fn job(dir: &Path, source: Source, format_name: &str) -> Job {
         shard_size: None,
         shard_after: vec![],
         allow_nonfinite: false,
+        calibration: None,
         target: None,
         revision: None,
         source: vec![],
