@@ -174,6 +174,7 @@ Examples:
   halfbyte quantize ./Qwen3-30B-A3B --to mlx --format 4bit-g64 --out qwen3-mlx
   halfbyte quantize ./model --format q4_k_m --tensor 'attn_v=q8_0' --tensor '^output.weight$=q6_k' --out m.gguf
   halfbyte quantize ./model --format q4_k_m --out m.gguf --dry-run
+  halfbyte quantize ./model --format iq4_xs --imatrix model.imatrix.gguf --out m.gguf
   halfbyte quantize ./model --recipe model.toml --out m.gguf
 
 A run that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
@@ -196,6 +197,9 @@ pub struct Quantize {
     /// Type for the tensors whose output name matches; may be given several times, the first match counts
     #[arg(long = "tensor", value_name = "REGEX=TYPE")]
     pub tensors: Vec<String>,
+    /// Importance matrix (of llama-imatrix, .gguf or .dat): what each input channel weighs when its weights are rounded
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub imatrix: Option<PathBuf>,
     /// Largest file, such as 45GB or 5GiB [default: 45GB for GGUF, 5GiB for MLX]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub shard_size: Option<u64>,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::Write, path::Path, sync::atomic::AtomicBool
 
 use anyhow::Result;
 use quantize::{
-    RecipeFile,
+    Given, RecipeFile,
     calibrate::{self, report::Rounded},
     job::Job,
     journal::Entry,
@@ -57,14 +57,11 @@ pub fn run(args: &args::Quantize) -> Result<()> {
 
 /// By the recipe, or by the options.
 fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Job> {
+    let calibration = text.map(|text| text.calibration.clone());
     if let Some(path) = &args.recipe {
-        let calibration = text.map(|text| &text.calibration);
-        return Ok(RecipeFile::read(path)?.plan(
-            &args.source,
-            &args.out,
-            args.allow_nonfinite,
-            calibration,
-        )?);
+        let (allow_nonfinite, imatrix) = (args.allow_nonfinite, args.imatrix.clone());
+        let given = Given { allow_nonfinite, calibration, imatrix };
+        return Ok(RecipeFile::read(path)?.plan(&args.source, &args.out, given)?);
     }
     let container = match args.to {
         args::Container::Gguf => Container::Gguf,
@@ -75,7 +72,8 @@ fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Job> {
         shard_size: args.shard_size,
         align: args.align,
         allow_nonfinite: args.allow_nonfinite,
-        calibration: text.map(|text| text.calibration.clone()),
+        calibration,
+        imatrix: args.imatrix.clone(),
         ..Options::new(container, args.format.as_deref().unwrap_or_default())
     };
     Ok(Job::plan(&args.source, &args.out, &options)?)

@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Result},
     read::Loaded,
     tile::Pieces,
+    weighted::ColumnWeights,
 };
 
 /// Weights of a chunk: the source, its f32 form and the check of the result stay in a core's own cache.
@@ -53,6 +54,8 @@ enum Input<'a> {
 
 struct Chunk<'a> {
     input: Input<'a>,
+    /// The first weight within its tensor.
+    first: u64,
     weights: usize,
     planes: Vec<&'a mut [u8]>,
 }
@@ -68,7 +71,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Encodes a loaded tile into one buffer per plane, which gets its length here. Runs on the current Rayon pool.
+/// Encodes a loaded tile into one buffer per plane, which gets its length here. Runs on the current Rayon pool. `importance` is
+/// that of the whole tensor; `None`: every column weighs the same.
 ///
 /// # Errors
 /// If a source tensor is no weight.
@@ -77,6 +81,7 @@ pub fn encode(
     loaded: &Loaded,
     format: &'static Format,
     isa: Isa,
+    importance: Option<&ColumnWeights>,
     planes: &mut Vec<Vec<u8>>,
 ) -> Result<Stats> {
     let blocks = loaded.tile.weights as usize / format.block;
@@ -88,14 +93,12 @@ pub fn encode(
 
     let mut rest: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
     let mut chunks = Vec::new();
+    let mut first = loaded.tile.first_weight;
     let mut push = |input, weights: u64| {
         let weights = weights as usize;
-        let planes = rest.iter_mut().zip(format.planes).map(|(rest, bytes)| {
-            let (head, tail) = std::mem::take(rest).split_at_mut(weights / format.block * bytes);
-            *rest = tail;
-            head
-        });
-        chunks.push(Chunk { input, weights, planes: planes.collect() });
+        let planes = cut(format, weights, &mut rest);
+        chunks.push(Chunk { input, first, weights, planes });
+        first += weights as u64;
     };
     match &loaded.tile.pieces {
         Pieces::Values(values) => push(Input::Values(values), values.len() as u64),
@@ -118,7 +121,9 @@ pub fn encode(
     let stats: Vec<Stats> = chunks
         .into_par_iter()
         .map(|chunk| {
-            SCRATCH.with_borrow_mut(|scratch| encode_chunk(source, loaded, format, isa, chunk, scratch))
+            SCRATCH.with_borrow_mut(|scratch| {
+                encode_chunk(source, loaded, format, isa, importance, chunk, scratch)
+            })
         })
         .collect::<Result<_>>()?;
     Ok(stats.iter().fold(Stats::default(), |mut sum, stats| {
@@ -127,11 +132,22 @@ pub fn encode(
     }))
 }
 
+/// Takes the bytes of the next `weights` weights off the front of each plane.
+fn cut<'a>(format: &Format, weights: usize, planes: &mut Vec<&'a mut [u8]>) -> Vec<&'a mut [u8]> {
+    let take = |(plane, bytes): (&mut &'a mut [u8], &usize)| {
+        let (head, tail) = std::mem::take(plane).split_at_mut(weights / format.block * bytes);
+        *plane = tail;
+        head
+    };
+    planes.iter_mut().zip(format.planes).map(take).collect()
+}
+
 fn encode_chunk(
     source: &dyn TensorSource,
     loaded: &Loaded,
     format: &'static Format,
     isa: Isa,
+    importance: Option<&ColumnWeights>,
     mut chunk: Chunk<'_>,
     scratch: &mut Scratch,
 ) -> Result<Stats> {
@@ -174,7 +190,21 @@ fn encode_chunk(
         values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
     }
     let encode = format.encode.ok_or(Error::ReadOnly { format: format.name })?;
-    encode(format, isa, values, None, &mut chunk.planes);
+    match importance {
+        None => encode(format, isa, values, None, &mut chunk.planes),
+        Some(importance) => {
+            let columns = importance.columns();
+            let first = chunk.first / columns;
+            let (mut values, mut rest) =
+                (&*values, chunk.planes.iter_mut().map(|plane| &mut **plane).collect());
+            for (rows, importance) in importance.cut(first..first + chunk.weights as u64 / columns) {
+                let weights = ((rows.end - rows.start) * columns) as usize;
+                let (head, tail) = values.split_at(weights);
+                encode(format, isa, head, importance, &mut cut(format, weights, &mut rest));
+                values = tail;
+            }
+        }
+    }
     let planes: Vec<&[u8]> = chunk.planes.iter().map(|plane| &**plane).collect();
     decoded.resize(chunk.weights, 0.0);
     (format.decode)(format, isa, &planes, decoded);

@@ -52,6 +52,14 @@ pub enum Error {
         /// What does not add up.
         detail: String,
     },
+    /// An importance matrix is damaged, or is for another model.
+    #[error("{path}: {detail}. An importance matrix is made by llama-imatrix, of this very model")]
+    Imatrix {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// Some weights are NaN or infinite.
     #[error(
         "tensor {tensor}: {count} of its {elements} weights are NaN or infinite. The checkpoint is damaged or was saved wrong; \

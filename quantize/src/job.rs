@@ -11,6 +11,7 @@ use crate::{
     pass::Pass,
     recipe::Recipe,
     store::Destination,
+    weighted::Weighted,
 };
 
 /// Everything that decides the output's bytes, and where they go.
@@ -23,6 +24,8 @@ pub struct Job {
     pub outputs: Vec<OutputTensor>,
     /// The format of each.
     pub formats: Vec<&'static Format>,
+    /// What their columns weigh; all the same if absent.
+    pub weighted: Option<Weighted>,
     /// What the mixes went by.
     pub facts: ModelFacts,
     /// The place of each, and every header.
@@ -70,6 +73,7 @@ impl Job {
             scales: &self.scales,
             outputs: &self.outputs,
             formats: &self.formats,
+            weighted: self.weighted.as_ref(),
             layout: &self.layout,
             allow_nonfinite: self.recipe.allow_nonfinite,
             memory,

@@ -4,6 +4,7 @@
 //! - [`budget`], [`placement`], [`speed`]: what a model takes when it runs, where it lies on a machine, how fast it is.
 //! - [`allocate`], [`fit`]: the types with which it loses least in so many bytes, and on a machine.
 //! - [`calibrate`]: rounding by what the weights are multiplied with.
+//! - [`weighted`]: an importance matrix, laid over the tensors of a job.
 //! - [`recipe`], [`recipe_file`]: what becomes what, as a file whose hash names the job; one that was edited, read and checked.
 //! - [`target`]: the machines that a model is made for.
 //! - [`tile`]: the work cut into bounded pieces.
@@ -34,8 +35,9 @@ pub mod speed;
 pub mod store;
 pub mod target;
 pub mod tile;
+pub mod weighted;
 mod write;
 
 pub use error::{Error, Result};
 pub use recipe::Recipe;
-pub use recipe_file::RecipeFile;
+pub use recipe_file::{Given, RecipeFile};

@@ -22,6 +22,7 @@ use crate::{
     read::{Loaded, load, tile_bytes},
     store::Store,
     tile::{Tile, tiles},
+    weighted::{ColumnWeights, Weighted},
     write::{Finished, keep, write},
 };
 
@@ -40,6 +41,8 @@ pub struct Pass<'a> {
     pub outputs: &'a [OutputTensor],
     /// The format of each.
     pub formats: &'a [&'static Format],
+    /// What their columns weigh; all the same if absent.
+    pub weighted: Option<&'a Weighted>,
     /// The place of each.
     pub layout: &'a Layout,
     /// Whether NaN and infinities are let through.
@@ -224,12 +227,20 @@ impl Pass<'_> {
     ) -> Result<f64> {
         let isa = Isa::detect();
         let mut busy = 0.0;
+        // Of the tensor that is being encoded.
+        let mut importance: (usize, Option<ColumnWeights>) = (usize::MAX, None);
         for loaded in loaded {
             let Ok(mut planes) = outputs.recv() else { break };
             let start = Instant::now();
-            let format = self.formats[loaded.tile.tensor];
+            let tensor = loaded.tile.tensor;
+            let format = self.formats[tensor];
+            if importance.0 != tensor {
+                let weights = self.weighted.filter(|_| format.block > 1);
+                importance = (tensor, weights.and_then(|all| all.of(tensor, &self.outputs[tensor])));
+            }
+            let weights = importance.1.as_ref();
             // Only the computing enters the pool: a channel must never be waited for inside it.
-            let stats = pool.install(|| encode(self.source, &loaded, format, isa, &mut planes))?;
+            let stats = pool.install(|| encode(self.source, &loaded, format, isa, weights, &mut planes))?;
             busy += start.elapsed().as_secs_f64();
             let Loaded { tile, bytes, .. } = loaded;
             let read = bytes.len() as u64;

@@ -26,6 +26,7 @@ use crate::{
     overrides::Overrides,
     recipe::{PlannedFor, Recipe, SourceFile, TensorChoice, hex},
     store::Destination,
+    weighted::Weighted,
 };
 
 /// The container to write.
@@ -67,6 +68,8 @@ pub struct Options {
     pub allow_nonfinite: bool,
     /// What its weights are rounded by.
     pub calibration: Option<Calibration>,
+    /// The importance matrix to encode by, in one of llama.cpp's forms.
+    pub imatrix: Option<PathBuf>,
     /// What it is planned for: it stands in the recipe and decides nothing.
     pub target: Option<PlannedFor>,
     /// The checkpoint's revision, if it is known: it stands in the recipe and decides nothing.
@@ -85,6 +88,7 @@ impl Options {
             align: None,
             allow_nonfinite: false,
             calibration: None,
+            imatrix: None,
             target: None,
             revision: None,
         }
@@ -182,30 +186,78 @@ fn checkpoint_to_gguf(model: Model, out: &Path, options: &Options) -> Result<Job
     let outputs = families::plan(&config, source.as_ref(), Target::Gguf)?;
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
-    let facts = ModelFacts::of_config(&config);
+    let weighted = weighted(options, |all| all.over_gguf(&outputs))?;
+    let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
     let choices = mix::choose(mix, &outputs, &facts, &overrides)?;
-    let recipe = recipe(options, source.as_ref(), &outputs, &choices)?;
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
     let hash = recipe.hash();
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
-    let metadata = metadata::of_checkpoint(&folder, &config, &outputs, &provenance)?;
-    let warnings = requantized(source.as_ref(), &outputs, &choices.formats).into_iter().collect();
-    Plan { source, scales, outputs, facts, choices, recipe, warnings }.into_gguf(&metadata, out)
+    let mut metadata = metadata::of_checkpoint(&folder, &config, &outputs, &provenance)?;
+    state_imatrix(&mut metadata, weighted.as_ref());
+    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
+    Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings }.into_gguf(&metadata, out)
 }
 
 fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
     let outputs = families::gguf_tensors(&source);
     let mix = Mix::find(&options.format)?;
     let overrides = Overrides::gguf(&options.overrides)?;
-    let facts = ModelFacts::of_metadata(source.metadata());
+    let weighted = weighted(options, |all| all.over_gguf(&outputs))?;
+    let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_metadata(source.metadata()) };
     let choices = mix::choose(mix, &outputs, &facts, &overrides)?;
-    let recipe = recipe(options, &source, &outputs, &choices)?;
+    let recipe = recipe(options, &source, &outputs, &choices, weighted.as_ref())?;
     let hash = recipe.hash();
     let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
-    let metadata = metadata::of_gguf(source.metadata(), &provenance);
+    let mut metadata = metadata::of_gguf(source.metadata(), &provenance);
+    state_imatrix(&mut metadata, weighted.as_ref());
     let scales = Scales::find(&source, DEFAULT_BLOCK)?;
-    let warnings = requantized(&source, &outputs, &choices.formats).into_iter().collect();
-    Plan { source: Box::new(source), scales, outputs, facts, choices, recipe, warnings }
+    let warnings = warnings(&source, &outputs, &choices.formats, weighted.as_ref());
+    Plan { source: Box::new(source), scales, outputs, weighted, facts, choices, recipe, warnings }
         .into_gguf(&metadata, out)
+}
+
+/// The importance matrix, laid over the outputs, if one is to be used.
+fn weighted(options: &Options, over: impl FnOnce(Weighted) -> Result<Weighted>) -> Result<Option<Weighted>> {
+    options.imatrix.as_ref().map(|path| over(Weighted::read(path)?)).transpose()
+}
+
+/// The keys by which llama.cpp tells what a file was quantized with (`tools/quantize/quantize.cpp`).
+fn state_imatrix(metadata: &mut Metadata, weighted: Option<&Weighted>) {
+    let Some(weighted) = weighted else { return };
+    let importance = weighted.importance();
+    metadata.set("quantize.imatrix.file", weighted.file().name);
+    metadata.set_some("quantize.imatrix.dataset", importance.datasets.first().cloned());
+    metadata.set("quantize.imatrix.entries_count", importance.tensors.len() as u32);
+    metadata.set_some("quantize.imatrix.chunks_count", Some(importance.chunks).filter(|&chunks| chunks > 0));
+}
+
+/// What the user should know before the job is run.
+fn warnings(
+    source: &dyn TensorSource,
+    outputs: &[OutputTensor],
+    formats: &[&'static Format],
+    weighted: Option<&Weighted>,
+) -> Vec<String> {
+    let unweighted = weighted.and_then(|weighted| unweighted(weighted, outputs, formats));
+    requantized(source, outputs, formats).into_iter().chain(unweighted).collect()
+}
+
+/// A warning if quantized tensors have no entry in the importance matrix.
+fn unweighted(weighted: &Weighted, outputs: &[OutputTensor], formats: &[&'static Format]) -> Option<String> {
+    let quantized = outputs.iter().zip(formats).enumerate().filter(|(_, (_, format))| format.block > 1);
+    let (covered, missing): (Vec<_>, Vec<_>) = quantized.partition(|(index, _)| weighted.covers(*index));
+    let name = |(_, (output, _)): &(usize, (&OutputTensor, _))| output.name.clone();
+    let names: Vec<String> = missing.iter().take(3).map(name).collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "{} of {} quantized tensors are not, or not wholly, in {}: {}{}. Their columns count alike",
+            missing.len(),
+            missing.len() + covered.len(),
+            weighted.file().name,
+            names.join(", "),
+            if missing.len() > names.len() { ", …" } else { "" }
+        )
+    })
 }
 
 /// A warning if quantized tensors are to be quantized again.
@@ -233,9 +285,12 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
     let Model { source, config, scales, .. } = model;
     let outputs = families::plan(&config, source.as_ref(), Target::Mlx)?;
     let overrides = Overrides::mlx(&options.overrides)?;
-    let facts = ModelFacts::of_config(&config);
+    let weighted = weighted(options, |all| {
+        all.over_mlx(&outputs, &families::plan(&config, source.as_ref(), Target::Gguf)?)
+    })?;
+    let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
     let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
-    let recipe = recipe(options, source.as_ref(), &outputs, &choices)?;
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
     let hash = recipe.hash();
 
     let tensors: Vec<mlx::Tensor<'_>> = outputs
@@ -265,8 +320,8 @@ fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: 
     // Last: a folder is a model once it has its configuration.
     let text = fs::read_to_string(&config.path).map_err(Error::io(&config.path))?;
     side_file(&config.path, mlx::config(&config.path, &text, &tensors)?.into_bytes());
-    let warnings = requantized(source.as_ref(), &outputs, &choices.formats).into_iter().collect();
-    let plan = Plan { source, scales, outputs, facts, choices, recipe, warnings };
+    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
+    let plan = Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings };
     Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
 }
 
@@ -275,6 +330,7 @@ struct Plan {
     source: Box<dyn TensorSource>,
     scales: Scales,
     outputs: Vec<OutputTensor>,
+    weighted: Option<Weighted>,
     facts: ModelFacts,
     choices: Choices,
     recipe: Recipe,
@@ -315,6 +371,7 @@ impl Plan {
             scales: self.scales,
             outputs: self.outputs,
             formats: self.choices.formats,
+            weighted: self.weighted,
             facts: self.facts,
             layout,
             recipe: self.recipe,
@@ -330,6 +387,7 @@ fn recipe(
     source: &dyn TensorSource,
     outputs: &[OutputTensor],
     choices: &Choices,
+    weighted: Option<&Weighted>,
 ) -> Result<Recipe> {
     let tensor: Vec<TensorChoice> = outputs
         .iter()
@@ -356,6 +414,7 @@ fn recipe(
         shard_after: options.cuts(outputs)?,
         allow_nonfinite: options.allow_nonfinite,
         calibration: options.calibration.clone(),
+        imatrix: weighted.map(Weighted::file),
         target: options.target.clone(),
         revision: options.revision.clone(),
         source: source_files(source),

@@ -34,6 +34,8 @@ pub struct Recipe {
     pub allow_nonfinite: bool,
     /// What its weights are rounded by; nothing if it is not calibrated.
     pub calibration: Option<Calibration>,
+    /// The importance matrix that the encoders go by, if there is one.
+    pub imatrix: Option<ImatrixFile>,
     /// What it was planned for: for the reader.
     pub target: Option<PlannedFor>,
     /// The checkpoint's revision, if it is known.
@@ -61,6 +63,16 @@ pub struct PlannedFor {
     pub parallel: Option<u64>,
     /// Type of the KV cache.
     pub kv: Option<String>,
+}
+
+/// An importance matrix, without its place on this machine.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImatrixFile {
+    /// File name.
+    pub name: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
 }
 
 /// One file of the source, without its place on this machine.
@@ -120,6 +132,11 @@ impl Recipe {
             let about = "The text by whose SHA-256 it is calibrated, and how weights are rounded by it.";
             text.value(about, "calibration", calibration.to_toml());
         }
+        if let Some(ImatrixFile { name, sha256 }) = &self.imatrix {
+            let about = "The importance matrix: --imatrix gives the file, its name is for the reader.";
+            let value = format!("{{ name = {}, sha256 = {} }}", quoted(name), quoted(sha256));
+            text.value(about, "imatrix", value);
+        }
         if let Some(target) = &self.target {
             text.value("What it was planned for: for the reader alone.", "target", target.to_toml());
         }
@@ -146,7 +163,7 @@ impl Recipe {
         hex(&Sha256::digest(self.to_toml()))
     }
 
-    /// What the user asks for with it.
+    /// What the user asks for with it, but for the place of the importance matrix, which it does not know.
     pub fn options(&self) -> Options {
         Options {
             container: self.container,
@@ -157,6 +174,7 @@ impl Recipe {
             align: self.align,
             allow_nonfinite: self.allow_nonfinite,
             calibration: self.calibration.clone(),
+            imatrix: None,
             target: self.target.clone(),
             revision: self.revision.clone(),
         }
@@ -239,6 +257,7 @@ mod tests {
             shard_after: vec![3, 7],
             allow_nonfinite: true,
             calibration: Some(Calibration::new("text", 512, 64, Rounding::Feedback)),
+            imatrix: Some(ImatrixFile { name: "m.imatrix".into(), sha256: "00".into() }),
             target: Some(PlannedFor {
                 name: "mac-128".into(),
                 context: Some(32768),
@@ -277,6 +296,7 @@ mod tests {
             shard_after: vec![],
             allow_nonfinite: false,
             calibration: None,
+            imatrix: None,
             target: None,
             revision: None,
             source: vec![],
@@ -292,6 +312,7 @@ mod tests {
         for line in [
             r"    '^blk\.\d\.attn_v=q8_0',",
             r#"target = { name = "mac-128", context = 32768, parallel = 1, kv = "q8_0" }"#,
+            r#"imatrix = { name = "m.imatrix", sha256 = "00" }"#,
             r#"    { name = "a.safetensors", bytes = 10, index_sha256 = "00" },"#,
             r#"    { name = "token_embd.weight", type = "q6_k", bytes = 64 },"#,
             "shard_after = [3, 7]",

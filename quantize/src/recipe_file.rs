@@ -23,6 +23,17 @@ pub struct RecipeFile {
     recipe: Recipe,
 }
 
+/// What the user adds to a recipe.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Whether NaN and infinite weights are let through even if the recipe does not say so.
+    pub allow_nonfinite: bool,
+    /// What is calibrated on: if the recipe says so itself, it must be the same.
+    pub calibration: Option<Calibration>,
+    /// The place of the importance matrix: if the recipe has one, the file must be the same.
+    pub imatrix: Option<PathBuf>,
+}
+
 impl RecipeFile {
     /// Reads a file.
     ///
@@ -50,38 +61,21 @@ impl RecipeFile {
     /// Plans what the recipe says for `source`, and checks that what comes of its rules is what it lists. Sizes are not
     /// compared: they follow from the types.
     ///
-    /// `allow_nonfinite` is the user's word on top of the recipe's, `calibration` what the user calibrates on: a recipe that says so
-    /// itself must be given the same.
-    ///
     /// # Errors
-    /// [`Error::Recipe`] if a value or a rule is wrong, the source is another, or a listed tensor is not there or gets another
-    /// type; else as [`Job::plan`].
-    pub fn plan(
-        &self,
-        source: &Path,
-        out: &Path,
-        allow_nonfinite: bool,
-        calibration: Option<&Calibration>,
-    ) -> Result<Job> {
+    /// [`Error::Recipe`] if a value or a rule is wrong, the source, the calibration or the importance matrix is another, or a
+    /// listed tensor is not there or gets another type; else as [`Job::plan`].
+    pub fn plan(&self, source: &Path, out: &Path, given: Given) -> Result<Job> {
+        self.check_calibration(given.calibration.as_ref())?;
         let mut options = self.recipe.options();
-        options.allow_nonfinite |= allow_nonfinite;
-        match (&options.calibration, calibration) {
-            (Some(due), given) if given != Some(due) => {
-                let detail = match given {
-                    None => "it is calibrated: give the text (--calibrate)".to_owned(),
-                    Some(given) => {
-                        format!("it is calibrated by {}, not by {}", due.to_toml(), given.to_toml())
-                    }
-                };
-                return Err(self.wrong(&[Key::Name("calibration")], detail));
-            }
-            _ => options.calibration = calibration.cloned(),
-        }
+        options.allow_nonfinite |= given.allow_nonfinite;
+        options.calibration = given.calibration;
+        options.imatrix = given.imatrix;
         let mut job = Job::plan(source, out, &options).map_err(|error| match error {
             Error::Choice { choice, detail } => self.wrong(&choice.place(), detail),
             other => other,
         })?;
         self.check_source(&job.recipe, source)?;
+        self.check_imatrix(&job.recipe)?;
         self.check_tensors(&job.recipe)?;
         if !self.recipe.tool.is_empty() && self.recipe.tool != job.recipe.tool {
             job.warnings.push(format!(
@@ -121,6 +115,31 @@ impl RecipeFile {
             Some(more) => Err(wrong(&[Key::Name("source")], format!("has a file more, {}", more.name))),
             None => Ok(()),
         }
+    }
+
+    fn check_calibration(&self, given: Option<&Calibration>) -> Result<()> {
+        let Some(due) = &self.recipe.calibration else { return Ok(()) };
+        let detail = match given {
+            Some(given) if given == due => return Ok(()),
+            Some(given) => format!("it is calibrated by {}, not by {}", due.to_toml(), given.to_toml()),
+            None => "it is calibrated: give the text (--calibrate)".to_owned(),
+        };
+        Err(self.wrong(&[Key::Name("calibration")], detail))
+    }
+
+    fn check_imatrix(&self, found: &Recipe) -> Result<()> {
+        let Some(due) = &self.recipe.imatrix else { return Ok(()) };
+        let what = match &found.imatrix {
+            Some(given) if given.sha256 == due.sha256 => return Ok(()),
+            Some(given) => {
+                format!("--imatrix {} is another file: its SHA-256 is {}", given.name, given.sha256)
+            }
+            None => {
+                format!("the recipe was made with the importance matrix {}: give it with --imatrix", due.name)
+            }
+        };
+        let hint = "delete the line to do without";
+        Err(self.wrong(&[Key::Name("imatrix")], format!("{what}; {hint} it")))
     }
 
     fn check_tensors(&self, found: &Recipe) -> Result<()> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use halfbyte_quantize::{
-    Error, RecipeFile,
+    Error, Given, RecipeFile,
     job::Job,
     plan::{Container, Options},
     progress::Silent,
@@ -44,7 +44,7 @@ fn planned(options: &Options) -> Job {
 
 fn read(text: &str) -> Result<Job, Box<Error>> {
     let file = RecipeFile::parse(Path::new("r.toml"), text.to_owned())?;
-    Ok(file.plan(&model("tiny-llama"), Path::new("out.gguf"), false, None)?)
+    Ok(file.plan(&model("tiny-llama"), Path::new("out.gguf"), Given::default())?)
 }
 
 /// What is said of a recipe that was changed; the line that it points at must hold `line`.
@@ -98,7 +98,8 @@ fn the_same_bytes_with_the_options_and_with_the_recipe_made_of_them() {
     let job = Job::plan(&model("tiny-llama"), &out("a"), &options()).expect("plan");
     let path = dir.path().join("r.toml");
     fs::write(&path, job.recipe.to_toml()).expect("recipe");
-    let again = RecipeFile::read(&path).expect("read").plan(&model("tiny-llama"), &out("b"), false, None);
+    let again =
+        RecipeFile::read(&path).expect("read").plan(&model("tiny-llama"), &out("b"), Given::default());
     assert!(bytes(&job) == bytes(&again.expect("plan")));
 }
 

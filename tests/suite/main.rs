@@ -3,6 +3,7 @@
 mod bad_input;
 mod crash;
 mod fit;
+mod imatrix;
 mod quantize;
 mod recipe;
 mod same_bytes;

@@ -75,7 +75,7 @@ pub fn sampled(
             Tile { tensor: 0, first_weight: 0, weights, pieces: Pieces::Source(vec![part]), last: false };
         let loaded = load(source, scales, tile, Vec::new())?;
         for (sum, format) in sums.iter_mut().zip(formats) {
-            sum.add(&encode(source, &loaded, format, Isa::detect(), &mut planes)?);
+            sum.add(&encode(source, &loaded, format, Isa::detect(), None, &mut planes)?);
         }
     }
     Ok(sums.iter().map(|sum| if sum.energy > 0.0 { sum.squared_error / sum.energy } else { 0.0 }).collect())

@@ -10,12 +10,16 @@
 //!
 //! What the graph never multiplies (norms, what a family leaves out, embeddings) is left to the streaming pass, but for a head,
 //! whose inputs are the final hidden states.
+//!
+//! [`imatrix`] has llama.cpp's importance-matrix files, [`text`] the text that calibration takes when the user has none.
 
+pub mod imatrix;
 mod moments;
 mod places;
 pub mod report;
 mod round;
 mod rounder;
+pub mod text;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
