@@ -73,9 +73,9 @@ pub struct Fit {
 /// A text to calibrate on, and what is done with it.
 #[derive(ClapArgs)]
 pub struct Calibrate {
-    /// Run the model over this text while it is quantized, and round its weights by what they are multiplied with;
-    /// `default` is a mixed text that comes with the tool
-    #[arg(long, value_name = "TEXT")]
+    /// Run the model over this text (not one to verify on): a plan measures with it what each type costs each tensor, and
+    /// weights are rounded by what they are multiplied with
+    #[arg(long, alias = "calibrated", value_name = "TEXT")]
     pub calibrate: Option<String>,
     /// How weights are rounded: to the nearest code, by scales searched under importance, or with error feedback
     /// [default: feedback with --calibrate, nearest without]
@@ -150,14 +150,16 @@ Examples:
   halfbyte plan ./Qwen3-30B-A3B --fit mac-48 --to mlx --json
   halfbyte plan ./model --max-size 4GiB
 
-Reads headers only, unless --sample is given. What it shows as exact is exact: bytes of weights and of the KV cache; what
+Reads headers only, unless --sample or --calibrate is given. What it shows as exact is exact: bytes of weights and of the KV cache; what
 is estimated says so. Exit codes: 0 fits, 1 failed or does not fit, 2 wrong usage.")]
 pub struct Plan {
     #[command(flatten)]
     pub fit: Fit,
     /// Read some rows of every tensor to see what each type costs it, rather than expect it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "calibrate")]
     pub sample: bool,
+    #[command(flatten)]
+    pub calibrate: Calibrate,
     /// Write the plan as a recipe, to be read, edited and run with `halfbyte quantize --recipe`
     #[arg(long, value_name = "OUT.toml")]
     pub recipe: Option<PathBuf>,

@@ -2,11 +2,17 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use quantize::calibrate::{Calibration, Rounding};
+use quantize::fit::{self, Basis, Wish};
 
 use crate::args;
+use crate::progress::Watch;
+
+/// Ceiling for hidden states and buffers while costs are measured.
+const MEMORY: u64 = 1 << 30;
 
 /// A text and what is done with it.
 pub struct Text {
@@ -28,4 +34,18 @@ pub fn read(args: &args::Calibrate) -> Result<Option<Text>> {
     };
     let calibration = Calibration::new(&text, args.calibration_context, args.calibration_chunks, rounding);
     Ok(Some(Text { text, calibration }))
+}
+
+impl Text {
+    /// Measures on the text what each type costs each tensor.
+    pub fn measure(
+        &self,
+        source: &Path,
+        wish: &Wish,
+        threads: Option<usize>,
+        cancel: &AtomicBool,
+    ) -> Result<Basis> {
+        let context = self.calibration.context;
+        Ok(fit::measure(source, wish, &self.text, context, threads, MEMORY, &Watch::new(), cancel)?)
+    }
 }

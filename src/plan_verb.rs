@@ -7,7 +7,7 @@ use formats::output::Class;
 use quantize::{
     budget::{self, KvType, Run},
     error::Error,
-    fit::{self, Answer, Fit, Rung, Share, Short, Wish},
+    fit::{self, Answer, Basis, Fit, Rung, Share, Short, Wish},
     placement::Place,
     plan::Container,
     store::Destination,
@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use verify::text::significant;
 
 use crate::{
-    args,
+    args, calibration,
+    interrupt::interruptible,
     table::{print_json, table},
     text,
 };
@@ -36,7 +37,11 @@ impl std::error::Error for TooLarge {}
 
 /// Plans from headers and shows what it would be.
 pub fn run(args: &args::Plan) -> Result<()> {
-    let wish = wish(&args.fit, args.sample)?;
+    let mut wish = wish(&args.fit, if args.sample { Basis::Sampled } else { Basis::Expected })?;
+    if let Some(text) = calibration::read(&args.calibrate)? {
+        wish.basis = text.measure(&args.fit.source, &wish, None, &interruptible()?)?;
+        wish.calibration = Some(text.calibration);
+    }
     let name = name_of(&args.fit.source);
     let out = PathBuf::from(match wish.container {
         Container::Gguf => format!("{name}.gguf"),
@@ -61,7 +66,7 @@ pub fn refuse(name: &str, wish: &Wish, short: &Short, json: bool) -> Result<TooL
 }
 
 /// What the user wishes.
-pub fn wish(args: &args::Fit, sample: bool) -> Result<Wish> {
+pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
     let catalog = Catalog::with_file(args.target_file.as_deref()).map_err(Error::from)?;
     let target = match &args.fit {
         Some(text) => Some(catalog.fit(text, &ThisMachine).map_err(Error::from)?),
@@ -83,7 +88,7 @@ pub fn wish(args: &args::Fit, sample: bool) -> Result<Wish> {
     if target.is_none() && args.max_size.is_none() {
         return Err(Error::Usage("give --fit TARGET, --max-size BYTES, or both".into()).into());
     }
-    Ok(Wish { target, run, container, max_size: args.max_size, sample, calibration: None })
+    Ok(Wish { target, run, container, max_size: args.max_size, basis, calibration: None })
 }
 
 /// What a source is called: its folder's or file's name.
@@ -127,6 +132,9 @@ pub fn print_summary(name: &str, wish: &Wish, fit: &Fit) -> Result<()> {
         fit.job.layout.files.len(),
         if fit.job.layout.files.len() == 1 { "" } else { "s" }
     )?;
+    if let Some(nats) = fit.predicted {
+        writeln!(out, "loss   {} nats of mean KL divergence, predicted", significant(nats, 3))?;
+    }
     writeln!(out, "speed  {}", speed_line(wish, fit))?;
     for line in ladder_lines(fit) {
         writeln!(out, "       {line}")?;
@@ -314,8 +322,10 @@ fn speed_line(wish: &Wish, fit: &Fit) -> String {
 fn ladder_lines(fit: &Fit) -> Vec<String> {
     let bytes = fit.job.tensors_bytes();
     let cost = |rung: &Rung| {
-        let times = rung.cost.map(|cost| format!(", about {:.2} times the damage (estimate)", cost));
-        times.unwrap_or_default()
+        let nats = |cost| fit.predicted.map(|nats| format!(", {} nats", significant(cost * nats, 3)));
+        let times =
+            |cost| format!(", about {cost:.2} times the damage (estimate{})", nats(cost).unwrap_or_default());
+        rung.cost.map(times).unwrap_or_default()
     };
     let harm = |rung: &&Rung| rung.cost.unwrap_or(f64::INFINITY);
     // The largest of those that harm alike, as all do beside a plan without loss.
@@ -332,12 +342,18 @@ fn ladder_lines(fit: &Fit) -> Vec<String> {
     smaller.into_iter().chain(better).collect()
 }
 
-fn costs_line(wish: &Wish) -> &'static str {
-    if wish.sample {
-        "what each type costs was measured on some rows of every tensor; how much each class matters is a table of other models'"
-    } else {
-        "what each type costs is expected from headers alone (--sample reads some rows); how much each class matters is a table of \
-         other models'"
+fn costs_line(wish: &Wish) -> String {
+    match &wish.basis {
+        Basis::Expected => "what each type costs is expected from headers alone (--sample reads some rows); how much each class \
+                            matters is a table of other models'"
+            .to_owned(),
+        Basis::Sampled => "what each type costs was measured on some rows of every tensor; how much each class matters is a table \
+                           of other models'"
+            .to_owned(),
+        Basis::Measured(measured) => format!(
+            "what each type costs each tensor was measured by a forward pass over {} tokens",
+            measured.tokens
+        ),
     }
 }
 
@@ -414,7 +430,14 @@ pub fn fits_json(wish: &Wish, fit: &Fit) -> Value {
     let ladder: Vec<Value> = fit
         .ladder
         .iter()
-        .map(|rung| json!({ "name": rung.name, "bytes": rung.bytes, "relative_damage": rung.cost }))
+        .map(|rung| {
+            let nats = rung.cost.zip(fit.predicted).map(|(cost, plan)| cost * plan);
+            let mut mix = json!({ "name": rung.name, "bytes": rung.bytes, "relative_damage": rung.cost });
+            if let Some(nats) = nats {
+                mix["predicted_mean_kld"] = nats.into();
+            }
+            mix
+        })
         .collect();
     let tensors: Vec<Value> = (0..fit.job.outputs.len())
         .map(|index| {
@@ -425,6 +448,10 @@ pub fn fits_json(wish: &Wish, fit: &Fit) -> Value {
             })
         })
         .collect();
+    let measured = match &wish.basis {
+        Basis::Measured(measured) => Some(&**measured),
+        _ => None,
+    };
     json!({
         "fits": true,
         "target": wish.target.as_ref().map(|target| &target.name),
@@ -441,7 +468,9 @@ pub fn fits_json(wish: &Wish, fit: &Fit) -> Value {
         "named_mixes": ladder,
         "rules": fit.options.overrides,
         "recipe_sha256": fit.job.recipe.hash(),
-        "sampled": wish.sample,
+        "sampled": matches!(wish.basis, Basis::Sampled),
+        "predicted_mean_kld": fit.predicted,
+        "measured": measured,
         "tensors": tensors,
     })
 }

@@ -54,7 +54,9 @@ impl State {
     fn position(&self) -> (u64, u64) {
         match self.phase {
             Phase::Checking => (self.now.written, self.total.written),
-            Phase::Quantizing | Phase::Calibrating => (self.now.weights, self.total.weights),
+            Phase::Quantizing | Phase::Calibrating | Phase::Measuring => {
+                (self.now.weights, self.total.weights)
+            }
         }
     }
 
@@ -72,6 +74,9 @@ impl State {
                 text::count(self.total.weights),
                 text::duration(left),
             ),
+            Phase::Measuring => {
+                format!("measured {done} of {total} layers, {} left", text::duration(left))
+            }
             Phase::Quantizing => format!(
                 "read {} of {}, wrote {} of {}, {} weights/s, {} left",
                 text::bytes(self.now.read),
@@ -94,6 +99,7 @@ impl Progress for Watch {
                 Phase::Checking => "checking   ",
                 Phase::Calibrating => "calibrating",
                 Phase::Quantizing => "quantizing ",
+                Phase::Measuring => "measuring  ",
             };
             let style = ProgressStyle::with_template("{prefix} {bar:24} {percent:>3}% {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());

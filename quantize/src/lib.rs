@@ -2,6 +2,7 @@
 //!
 //! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
 //! - [`budget`], [`placement`], [`speed`]: what a model takes when it runs, where it lies on a machine, how fast it is.
+//! - [`measure`](mod@measure): what each type costs each tensor of a model, by a forward pass.
 //! - [`allocate`], [`fit`]: the types with which it loses least in so many bytes, and on a machine.
 //! - [`calibrate`]: rounding by what the weights are multiplied with.
 //! - [`weighted`]: an importance matrix, laid over the tensors of a job.
@@ -21,6 +22,7 @@ pub mod error;
 pub mod fit;
 pub mod job;
 pub mod journal;
+pub mod measure;
 pub mod mix;
 pub mod overrides;
 pub mod pass;

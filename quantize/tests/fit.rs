@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use halfbyte_quantize::{
     budget::{self, KvType, Run},
-    fit::{Answer, Fit, Wish, fit},
+    fit::{Answer, Basis, Fit, Wish, fit},
     placement::Place,
     plan::Container,
     target::{Device, DeviceKind, Engine, EngineKind, Target},
@@ -47,7 +47,7 @@ fn machine(devices: &[u64], host: Option<u64>) -> Wish {
         run,
         container: Container::Gguf,
         max_size: None,
-        sample: false,
+        basis: Basis::Expected,
         calibration: None,
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use quantize::{
-    fit::{Answer, Fit, Wish, fit},
+    fit::{Answer, Basis, Fit, Wish, fit},
     plan::Container,
 };
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ const SUMS: &str = "SHA256SUMS";
 pub fn run(args: &args::Shrink) -> Result<()> {
     let text = calibration::read(&args.calibrate)?;
     let calibration = text.as_ref().map(|text| text.calibration.clone());
-    let wish = Wish { calibration, ..plan_verb::wish(&args.fit, true)? };
+    let mut wish = Wish { calibration, ..plan_verb::wish(&args.fit, Basis::Sampled)? };
     let name = name_of(&args.fit.source);
     let model = match wish.container {
         Container::Gguf => args.out.join(format!("{name}.gguf")),
@@ -57,7 +57,13 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     };
     let cancel = interruptible()?;
 
-    step(args, 1, "planning: reading some rows of every tensor");
+    match &text {
+        None => step(args, 1, "planning: reading some rows of every tensor"),
+        Some(text) => {
+            step(args, 1, "planning: measuring what each type costs each tensor");
+            wish.basis = text.measure(&args.fit.source, &wish, args.threads, &cancel)?;
+        }
+    }
     let fit = match fit(&args.fit.source, &model, &wish)? {
         Answer::Fits(fit) => fit,
         Answer::Short(short) => return Err(plan_verb::refuse(&name, &wish, &short, args.json)?.into()),

@@ -202,6 +202,29 @@ fn shrink_measures_what_it_wrote() {
 }
 
 #[test]
+fn a_measured_plan_predicts_its_divergence() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (recipe, out) = (dir.path().join("r.toml"), dir.path().join("tiny.gguf"));
+    // Measured in the middle of the text, verified on its beginning.
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/shrink/persuasion.txt");
+    let mut plan = on("plan", "tiny-llama", "--max-size 2700000 --json --recipe");
+    let plan = json(&run(plan.arg(&recipe).arg("--calibrate").arg(&text)));
+    run(on("quantize", "tiny-llama", "--recipe").arg(&recipe).arg("--out").arg(&out));
+    let mut verify = halfbyte(&["verify", "--chunks", "2", "--fast", "--json"]);
+    let verified =
+        json(&run(verify.arg(&out).arg("--against").arg(model("tiny-llama")).arg("--text").arg(&text)));
+    let nats = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value} is no number"));
+    let ratio = nats(&verified["mean_kld"]) / nats(&plan["predicted_mean_kld"]);
+    assert!((0.5..2.0).contains(&ratio), "{ratio} times as much as predicted");
+    assert_eq!(plan["measured"]["tokens"], 512);
+
+    let short = dir.path().join("short.txt");
+    fs::write(&short, "It is a truth").expect("text");
+    let mut plan = on("plan", "tiny-llama", "--max-size 2700000 --calibrate");
+    assert!(fails(plan.arg(&short), 1).contains("longer text"));
+}
+
+#[test]
 fn a_target_of_the_users_own() {
     let dir = tempfile::tempdir().expect("dir");
     let (file, out) = (dir.path().join("mine.toml"), dir.path().join("out"));

@@ -22,6 +22,8 @@ pub struct Hidden {
     pub space: Space,
     /// The sequences that are computed at once, and their rows.
     blocks: Vec<(Range<usize>, Range<usize>)>,
+    /// Tokens of a block, at most.
+    block: usize,
     /// Memory for the rows of a block on their way.
     scratch: Vec<f32>,
 }
@@ -45,7 +47,29 @@ impl Hidden {
         }
         let store = space.store(sequences.tokens(), width)?;
         let (tokens, kept) = (tokens.concat().into(), HashMap::new());
-        Ok(Hidden { store, sequences, tokens, kept, space: space.clone(), blocks, scratch: Vec::new() })
+        let (space, scratch) = (space.clone(), Vec::new());
+        Ok(Hidden { store, sequences, tokens, kept, space, blocks, block, scratch })
+    }
+
+    /// The states of several runs as one: sequences after sequences, with what their layers kept. All have been through the same layers.
+    ///
+    /// # Errors
+    /// If there is room neither in memory nor on disk.
+    pub fn join(first: &Hidden, more: &[&Hidden]) -> Result<Hidden> {
+        let all = || [first].into_iter().chain(more.iter().copied());
+        let tokens = |hidden: &Hidden| -> Vec<Vec<u32>> {
+            hidden.sequences.rows().map(|rows| hidden.tokens[rows].to_vec()).collect()
+        };
+        let tokens: Vec<Vec<u32>> = all().flat_map(tokens).collect();
+        let mut joined = Hidden::new(&tokens, first.store.width, first.block, &first.space)?;
+        joined.store.join(&all().map(|hidden| &hidden.store).collect::<Vec<_>>())?;
+        for (&layer, kept) in &first.kept {
+            let stores: Vec<&Store> = all().filter_map(|hidden| hidden.kept.get(&layer)).collect();
+            let mut store = first.space.store(joined.store.rows, kept.width)?;
+            store.join(&stores)?;
+            joined.kept.insert(layer, store);
+        }
+        Ok(joined)
     }
 
     /// Runs `f` over all rows, some whole sequences at a time, and keeps what it makes of them.
@@ -113,5 +137,26 @@ mod tests {
         let tokens = [4, 4, 4, 9, 1].map(|length| vec![0; length]);
         let hidden = Hidden::new(&tokens, 2, 8, &Space::new(u64::MAX)).expect("store");
         assert_eq!(hidden.blocks(), [0..8, 8..12, 12..21, 21..22]);
+    }
+
+    #[test]
+    fn joined_states_follow_each_other() {
+        let space = Space::new(u64::MAX);
+        let states = |tokens: Vec<u32>, value: f32| {
+            let mut hidden = Hidden::new(&[tokens], 2, 2, &space).expect("store");
+            let rows = hidden.store.rows;
+            hidden.store.write(0, &vec![value; 2 * rows]).expect("write");
+            let mut kept = space.store(rows, 1).expect("store");
+            kept.write(0, &vec![-value; rows]).expect("write");
+            hidden.kept.insert(3, kept);
+            hidden
+        };
+        let joined = Hidden::join(&states(vec![7], 1.0), &[&states(vec![8, 9], 2.0)]).expect("join");
+        assert_eq!((&joined.tokens[..], &joined.sequences.lengths[..]), (&[7, 8, 9][..], &[1, 2][..]));
+        assert_eq!(joined.blocks(), [0..1, 1..3]);
+        let (mut all, mut kept) = ([0.0; 6], [0.0; 3]);
+        joined.store.read(0..3, &mut all).expect("read");
+        joined.kept[&3].read(0..3, &mut kept).expect("read");
+        assert_eq!((all, kept), ([1.0, 1.0, 2.0, 2.0, 2.0, 2.0], [-1.0, -2.0, -2.0]));
     }
 }

@@ -107,6 +107,25 @@ impl Store {
         Ok(())
     }
 
+    /// Replaces all rows by those of other stores of the same width, one store after the other.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read) and [`write`](Self::write).
+    pub fn join(&mut self, stores: &[&Store]) -> Result<()> {
+        const ROWS: usize = 256;
+        let (mut at, mut values) = (0, Vec::new());
+        for store in stores {
+            for first in (0..store.rows).step_by(ROWS) {
+                let rows = first..store.rows.min(first + ROWS);
+                values.resize(rows.len() * self.width, 0.0);
+                store.read(rows.clone(), &mut values)?;
+                self.write(at, &values)?;
+                at += rows.len();
+            }
+        }
+        Ok(())
+    }
+
     /// Copies single rows out, one after the other.
     ///
     /// # Errors

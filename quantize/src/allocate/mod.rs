@@ -1,7 +1,8 @@
 //! Allocation: the format of each tensor, so that all of them fit a number of bytes and the model loses least.
 //!
-//! The cost of a format for a tensor is the tensor's share of its class's [`sensitivity`](sensitivity::sensitivity()) times the
-//! relative squared error that the format makes; the choice among all tensors is a [`knapsack`].
+//! The cost of a format for a tensor is [`measured`] on the model, or else the tensor's share of its class's
+//! [`sensitivity`](sensitivity::sensitivity()) times the relative squared error that the format makes; the choice among all tensors
+//! is a [`knapsack`].
 
 use std::collections::HashMap;
 
@@ -10,6 +11,7 @@ use kernels::Format;
 
 pub mod errors;
 pub mod knapsack;
+mod measured;
 pub mod rules;
 pub mod sensitivity;
 
@@ -46,7 +48,7 @@ pub struct Allocation {
     pub formats: Vec<&'static Format>,
     /// Bytes of all tensors, each plane aligned.
     pub bytes: u64,
-    /// What it costs: comparable with other allocations of the same model, without a unit of its own.
+    /// What it costs: comparable with other allocations of the same model; in nats of mean divergence if costs were measured.
     pub cost: f64,
 }
 
@@ -72,10 +74,11 @@ impl Question<'_> {
     /// # Errors
     /// If a candidate can't be written.
     pub fn expected(&self) -> Result<Costs> {
-        let errors = errors::expected(self.candidates)?;
-        self.costs(|_, formats| {
-            let of = |format| self.candidates.iter().position(|candidate| candidate == format);
-            Ok(formats.iter().map(|format| of(format).map_or(0.0, |at| errors[at])).collect())
+        let (errors, table) = (errors::expected(self.candidates)?, self.table());
+        let of = |format: &Format| self.candidates.iter().position(|candidate| *candidate == format);
+        self.costs(|index, formats| {
+            let share = table(&self.outputs[index]);
+            Ok(formats.iter().map(|format| of(format).map_or(0.0, |at| share * errors[at])).collect())
         })
     }
 
@@ -84,15 +87,29 @@ impl Question<'_> {
     /// # Errors
     /// If the source can't be read.
     pub fn sampled(&self, source: &dyn TensorSource, scales: &Scales) -> Result<Costs> {
-        self.costs(|output, formats| errors::sampled(source, scales, output, formats))
+        let table = self.table();
+        self.costs(|index, formats| {
+            let output = &self.outputs[index];
+            let (share, errors) = (table(output), errors::sampled(source, scales, output, formats)?);
+            Ok(errors.into_iter().map(|error| share * error).collect())
+        })
     }
 
-    fn costs(&self, error: impl Fn(&OutputTensor, &[&'static Format]) -> Result<Vec<f64>>) -> Result<Costs> {
+    /// What a relative error of 1 in a tensor costs by the table of classes: its share of what that costs in all of its class.
+    fn table(&self) -> impl Fn(&OutputTensor) -> f64 + use<> {
         let layers = self.outputs.iter().filter_map(|output| output.layer).max().map_or(0, |last| last + 1);
         let mut of_class: HashMap<Class, f64> = HashMap::new();
         for output in self.outputs.iter().filter(|output| self.is_open(output)) {
             *of_class.entry(output.class).or_default() += depth(output.layer, layers);
         }
+        move |output| {
+            let all = of_class.get(&output.class).copied().unwrap_or(1.0);
+            sensitivity(output.class) * depth(output.layer, layers) / all
+        }
+    }
+
+    /// The costs that `cost` gives of an output, by its index, in some formats.
+    fn costs(&self, cost: impl Fn(usize, &[&'static Format]) -> Result<Vec<f64>>) -> Result<Costs> {
         let mut costs = Costs { tensors: Vec::new(), items: Vec::new(), fixed: 0 };
         for (index, output) in self.outputs.iter().enumerate() {
             let sizes =
@@ -102,10 +119,8 @@ impl Question<'_> {
                 costs.fixed += self.bytes(output, self.fixed[index]).unwrap_or(0);
                 continue;
             }
-            let share = sensitivity(output.class) * depth(output.layer, layers) / of_class[&output.class];
-            let errors = error(output, &formats)?;
-            let choices = sizes.into_iter().zip(errors);
-            costs.items.push(choices.map(|(bytes, error)| Choice { bytes, cost: share * error }).collect());
+            let choices = sizes.into_iter().zip(cost(index, &formats)?);
+            costs.items.push(choices.map(|(bytes, cost)| Choice { bytes, cost }).collect());
             costs.tensors.push((index, formats));
         }
         Ok(costs)

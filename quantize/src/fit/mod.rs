@@ -7,7 +7,11 @@
 mod ladder;
 mod short;
 
-use std::{ops::Range, path::Path};
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use formats::output::Class;
 use kernels::{Format, table};
@@ -19,8 +23,10 @@ use crate::{
     calibrate::Calibration,
     error::{Error, Result},
     job::Job,
+    measure::{self, Measured},
     placement::{Load, Place, Placement, Room},
     plan::{Container, Options},
+    progress::Progress,
     recipe::PlannedFor,
     speed::{Experts, bytes_per_token, tokens_per_second},
     target::{DeviceKind, Target},
@@ -40,10 +46,21 @@ pub struct Wish {
     pub container: Container,
     /// The most that the files may take.
     pub max_size: Option<u64>,
-    /// Whether rows of every tensor are read to see what each format costs it; otherwise only headers are.
-    pub sample: bool,
     /// What its weights are rounded by.
     pub calibration: Option<Calibration>,
+    /// What it is known from what each format costs each tensor.
+    pub basis: Basis,
+}
+
+/// What the costs of formats are known from.
+#[derive(Clone, Debug)]
+pub enum Basis {
+    /// Headers alone.
+    Expected,
+    /// Some rows of every tensor.
+    Sampled,
+    /// A forward pass of the model: what [`measure`](measure()) found.
+    Measured(Arc<Measured>),
 }
 
 /// What one memory holds.
@@ -71,6 +88,8 @@ pub struct Fit {
     pub flags: Vec<String>,
     /// Tokens per second: an estimate; nothing if a bandwidth is unknown or there is no machine.
     pub speed: Option<Range<f64>>,
+    /// The mean KL divergence from the source in nats that measured costs add up to.
+    pub predicted: Option<f64>,
     /// The named mixes of the container (or uniform modes) beside the plan, by rising size.
     pub ladder: Vec<Rung>,
 }
@@ -88,6 +107,27 @@ const PRECISION: u64 = 500;
 
 /// Budgets that are tried at most.
 const TRIES: usize = 12;
+
+/// Measures on a text, in pieces of `context` tokens, what the formats that a wish allows cost the tensors of `source`: the best basis of a plan. Computes on
+/// `threads` cores (all, if not given), in about `memory` bytes.
+///
+/// # Errors
+/// As [`measure::measure`], and if the target's engines run nothing of the container.
+#[expect(clippy::too_many_arguments, reason = "what is measured, on what, with what, and who is told")]
+pub fn measure(
+    source: &Path,
+    wish: &Wish,
+    text: &str,
+    context: usize,
+    threads: Option<usize>,
+    memory: u64,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Basis> {
+    let candidates = candidates(wish)?;
+    let request = measure::Request { text, context, candidates: &candidates, threads, memory };
+    Ok(Basis::Measured(Arc::new(measure::measure(source, &request, progress, cancel)?)))
+}
 
 /// Plans `source` for a wish; the job writes to `out`.
 ///
@@ -110,7 +150,11 @@ pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
     let all = candidates(wish)?;
     let question =
         Question { outputs: &job.outputs, fixed: &job.formats, candidates: &all, align: align.into() };
-    let costs = if wish.sample { question.sampled(&*job.source, &job.scales) } else { question.expected() }?;
+    let costs = match &wish.basis {
+        Basis::Expected => question.expected(),
+        Basis::Sampled => question.sampled(&*job.source, &job.scales),
+        Basis::Measured(measured) => question.measured(measured),
+    }?;
     // More than 8 bits buy next to nothing, and every token has to wait for them: only if all tensors could have 8.
     let quantized = costs.without(|format| format.block == 1);
 
@@ -147,6 +191,7 @@ pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
     let Placed { placement, shares, flags } = placed;
     Ok(Answer::Fits(Box::new(Fit {
         speed: model.speed(wish, &planned, &placement),
+        predicted: matches!(wish.basis, Basis::Measured(_)).then_some(allocation.cost),
         options,
         job: planned,
         placement,
