@@ -39,7 +39,8 @@ impl std::error::Error for TooLarge {}
 pub fn run(args: &args::Plan) -> Result<()> {
     let mut wish = wish(&args.fit, if args.sample { Basis::Sampled } else { Basis::Expected })?;
     if let Some(text) = calibration::read(&args.calibrate)? {
-        wish.basis = text.measure(&args.fit.source, &wish, None, &interruptible()?)?;
+        let cancel = interruptible()?;
+        wish.basis = text.measure(&args.fit.source, &wish, None, &cancel)?;
         wish.calibration = Some(text.calibration);
     }
     let name = name_of(&args.fit.source);
