@@ -210,6 +210,9 @@ pub struct Quantize {
     pub align: Option<u32>,
     #[command(flatten)]
     pub calibrate: Calibrate,
+    /// Write what the weights were multiplied with as an importance matrix, in the GGUF form of llama-imatrix
+    #[arg(long, value_name = "FILE", requires = "calibrate")]
+    pub imatrix_out: Option<PathBuf>,
     /// Threads that encode [default: all cores]
     #[arg(long)]
     pub threads: Option<usize>,

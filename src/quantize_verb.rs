@@ -26,7 +26,10 @@ use crate::{
 
 /// Plans the job from headers, then shows the plan or runs it.
 pub fn run(args: &args::Quantize) -> Result<()> {
-    let text = calibration::read(&args.calibrate)?;
+    let mut text = calibration::read(&args.calibrate)?;
+    if let (Some(text), Some(path)) = (&mut text, &args.imatrix_out) {
+        text.gather(path)?;
+    }
     let job = plan(args, text.as_ref())?;
     for warning in &job.warnings {
         eprintln!("warning: {warning}");
@@ -98,8 +101,11 @@ pub fn write<'a>(
     let (outcome, rounded) = match text {
         None => (quantize::run::run(job, options, &watch, cancel)?, Vec::new()),
         Some(text) => {
+            let seen = text.seen.as_ref();
+            let importance = seen.map(|seen| &seen.importance);
             let (mut outcomes, rounded) =
-                calibrate::run(source, &[job], &text.text, options, &watch, cancel)?;
+                calibrate::run(source, &[job], &text.text, importance, options, &watch, cancel)?;
+            seen.map(|seen| seen.write(&text.calibration)).transpose()?;
             (outcomes.swap_remove(0), rounded)
         }
     };

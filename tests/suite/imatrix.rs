@@ -164,3 +164,46 @@ fn an_imatrix_of_another_model_is_refused() {
     assert!(message.contains("m.imatrix"), "{message}");
     assert!(!out.exists());
 }
+
+#[test]
+fn a_calibrated_run_writes_what_its_linears_got() {
+    let dir = tempfile::tempdir().expect("dir");
+    for name in ["tiny-llama", "tiny-deepseek"] {
+        let out = |file: &str| dir.path().join(format!("{name}-{file}"));
+        let calibrated = |model: &Path, to: &Path, threads: &str| {
+            let mut command = quantize(&self::model(name), "gguf", "q8_0", model);
+            command.args([
+                "--calibrate",
+                "default",
+                "--calibration-context",
+                "64",
+                "--calibration-chunks",
+                "3",
+            ]);
+            command.args(["--rounding", "search", "--threads", threads, "--imatrix-out"]).arg(to);
+            command
+        };
+        run(&mut calibrated(&out("a.gguf"), &out("a.imatrix"), "1"));
+        run(&mut calibrated(&out("b.gguf"), &out("b.imatrix"), "3"));
+        assert!(fs::read(out("a.imatrix")).expect("a") == fs::read(out("b.imatrix")).expect("b"));
+
+        let importance = Importance::read(&out("a.imatrix")).expect("imatrix");
+        assert_eq!((importance.chunks, &importance.datasets[..]), (3, &["default".to_owned()][..]));
+        let counts = |tensor: &str| importance.tensors[tensor].counts.clone();
+        assert_eq!(counts("blk.0.attn_output.weight"), [3.0 * 64.0]);
+        if name == "tiny-llama" {
+            let sums = |of: &str| &importance.tensors[&format!("blk.1.{of}.weight")].sums;
+            assert_eq!(sums("attn_q"), sums("attn_k"));
+            assert_ne!(sums("attn_q"), sums("ffn_up"));
+        } else {
+            let experts = counts("blk.1.ffn_down_exps.weight");
+            assert_eq!(experts, counts("blk.1.ffn_gate_exps.weight"));
+            let chosen: f32 = experts.iter().sum();
+            assert!(experts.len() > 1 && chosen % (3.0 * 64.0) == 0.0 && chosen > 0.0, "{experts:?}");
+        }
+        let mut again = with(quantize(&model(name), "gguf", "q4_0", &out("c.gguf")), &out("a.imatrix"));
+        run(&mut again);
+        let message = fails(&mut calibrated(&out("a.gguf"), &out("c.imatrix"), "1"), 1);
+        assert!(message.contains("--overwrite"), "{message}");
+    }
+}

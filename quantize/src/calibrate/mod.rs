@@ -13,6 +13,7 @@
 //!
 //! [`imatrix`] has llama.cpp's importance-matrix files, [`text`] the text that calibration takes when the user has none.
 
+mod gather;
 pub mod imatrix;
 mod moments;
 mod places;
@@ -22,6 +23,7 @@ mod rounder;
 pub mod text;
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
@@ -38,9 +40,10 @@ use crate::job::Job;
 use crate::progress::{Amount, Phase, Progress};
 use crate::recipe::hex;
 use crate::run::{self, Begun, Outcome, RunOptions, Session};
+use imatrix::Importance;
 use moments::Moments;
 use report::Rounded;
-use rounder::Rounder;
+use rounder::{Rounder, lock};
 
 /// How weights are rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -97,7 +100,9 @@ impl Calibration {
 /// How a calibrated run ended well: what became of each job, and of each tensor that was calibrated.
 pub type Calibrated = (Vec<Outcome>, Vec<Rounded>);
 
-/// Runs jobs that were planned for the same checkpoint at `source` with the same calibration, on `text`.
+/// Runs jobs that were planned for the same checkpoint at `source` with the same calibration, on `text`. What the linears get is
+/// added to `seen`, but for a head's inputs, as llama-imatrix does: nothing if weights are rounded to nearest or all outputs are
+/// there already, for then the model is not evaluated.
 ///
 /// # Errors
 /// As [`run::run`], and whatever keeps the model from being evaluated.
@@ -105,6 +110,7 @@ pub fn run(
     source: &Path,
     jobs: &[&Job],
     text: &str,
+    seen: Option<&Mutex<Importance>>,
     options: RunOptions,
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -135,7 +141,7 @@ pub fn run(
             .num_threads(options.threads)
             .build()
             .map_err(|error| Error::Usage(format!("can't start {} threads: {error}", options.threads)))?;
-        let pass = Pass { source, calibration, text, options, progress, cancel };
+        let pass = Pass { source, calibration, text, seen, options, progress, cancel };
         (sessions, report) = pool.install(|| pass.run(sessions)).map_err(unwrapped)?;
     }
     let mut sessions = sessions.into_iter();
@@ -166,6 +172,7 @@ struct Pass<'a> {
     source: &'a Path,
     calibration: &'a Calibration,
     text: &'a str,
+    seen: Option<&'a Mutex<Importance>>,
     options: RunOptions,
     progress: &'a dyn Progress,
     cancel: &'a AtomicBool,
@@ -200,7 +207,8 @@ impl Pass<'_> {
         tokens: &[Vec<u32>],
         sessions: Vec<Session<'s>>,
     ) -> Result<(Vec<Session<'s>>, Vec<Rounded>)> {
-        let rounder = Rounder::new(weights, sessions, self.calibration.rounding, self.progress, self.cancel);
+        let rounding = self.calibration.rounding;
+        let rounder = Rounder::new(weights, sessions, rounding, self.seen, self.progress, self.cancel);
         let space = Space::new(self.options.memory / 2);
         // Every weight meets all tokens at once: the moments of its inputs must be known before it is used.
         let memory = u64::MAX;
@@ -221,6 +229,9 @@ impl Pass<'_> {
             report.extend(rounder.settle()?);
         }
         drop(forward);
+        if let Some(seen) = self.seen {
+            lock(seen).chunks += tokens.len() as u32;
+        }
         Ok((rounder.into_sessions(), report))
     }
 

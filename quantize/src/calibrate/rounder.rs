@@ -18,6 +18,7 @@ use verify::tap::Tap;
 use verify::weights::{Linear, Weights};
 
 use super::Rounding;
+use super::imatrix::Importance;
 use super::moments::{Inputs, Moments, fingerprint};
 use super::places::{Place, places};
 use super::report::Rounded;
@@ -77,11 +78,12 @@ pub(crate) struct Rounder<'a, 's> {
     sides: Mutex<Vec<Side<'s>>>,
     known: Mutex<Known>,
     current: RwLock<Option<Current>>,
+    seen: Option<&'a Mutex<Importance>>,
     progress: &'a dyn Progress,
     cancel: &'a AtomicBool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -90,6 +92,7 @@ impl<'a, 's> Rounder<'a, 's> {
         weights: &'a Weights,
         sessions: Vec<Session<'s>>,
         rounding: Rounding,
+        seen: Option<&'a Mutex<Importance>>,
         progress: &'a dyn Progress,
         cancel: &'a AtomicBool,
     ) -> Rounder<'a, 's> {
@@ -105,6 +108,7 @@ impl<'a, 's> Rounder<'a, 's> {
             sides: Mutex::new(sessions.into_iter().map(side).collect()),
             known: Mutex::default(),
             current: RwLock::default(),
+            seen,
             progress,
             cancel,
         }
@@ -123,6 +127,9 @@ impl<'a, 's> Rounder<'a, 's> {
         }
         let rows = w.rows.start as u64..w.rows.end as u64;
         let tensor = &self.weights.tensors[w.tensor];
+        if let Some(seen) = self.seen {
+            lock(seen).gather(x, tensor, &w.rows);
+        }
         let mut known = lock(&self.known);
         let mut sides = lock(&self.sides);
         for side in sides.iter_mut() {
