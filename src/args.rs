@@ -177,6 +177,8 @@ Examples:
   halfbyte quantize ./model --format q4_k_m --tensor 'attn_v=q8_0' --tensor '^output.weight$=q6_k' --out m.gguf
   halfbyte quantize ./model --format q4_k_m --out m.gguf --dry-run
   halfbyte quantize ./model --format iq4_xs --imatrix model.imatrix.gguf --out m.gguf
+  halfbyte quantize ./model --format q4_k_m --calibrate my-domain.txt --out m.gguf
+  halfbyte quantize ./model --calibrate t.txt --to gguf --format q5_0 --out m.gguf --to mlx --format 4bit-g64 --out m-mlx
   halfbyte quantize ./model --recipe model.toml --out m.gguf
 
 A run that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
@@ -184,18 +186,18 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted and resumable.")]
 pub struct Quantize {
     /// Folder of a Hugging Face checkpoint (safetensors, config.json, tokenizer), or a GGUF file
     pub source: PathBuf,
-    /// Container to write
-    #[arg(long, value_enum, default_value_t = Container::Gguf)]
-    pub to: Container,
+    /// Container to write [default: gguf]; with several outputs, --to, --format and --out are given once for each, in order
+    #[arg(long, value_enum)]
+    pub to: Vec<Container>,
     /// Mix or format: q4_k_m, iq4_xs, q8_0 … for GGUF; 4bit-g64, mxfp4 … for MLX (see `halfbyte formats`)
     #[arg(long, required_unless_present = "recipe")]
-    pub format: Option<String>,
+    pub format: Vec<String>,
     /// Do what this recipe says (TOML), in the place of --to, --format, --tensor, --shard-size and --align
     #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "format", "tensors", "shard_size", "align"])]
     pub recipe: Option<PathBuf>,
     /// File (GGUF) or folder (MLX) to write
-    #[arg(long)]
-    pub out: PathBuf,
+    #[arg(long, required = true)]
+    pub out: Vec<PathBuf>,
     /// Type for the tensors whose output name matches; may be given several times, the first match counts
     #[arg(long = "tensor", value_name = "REGEX=TYPE")]
     pub tensors: Vec<String>,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::Write, path::Path, sync::atomic::AtomicBool
 
 use anyhow::Result;
 use quantize::{
-    Given, RecipeFile,
+    Error, Given, RecipeFile,
     calibrate::{self, report::Rounded},
     job::Job,
     journal::Entry,
@@ -24,62 +24,94 @@ use crate::{
     text,
 };
 
-/// Plans the job from headers, then shows the plan or runs it.
+/// Plans the jobs from headers, then shows the plans or runs them.
 pub fn run(args: &args::Quantize) -> Result<()> {
     let mut text = calibration::read(&args.calibrate)?;
     if let (Some(text), Some(path)) = (&mut text, &args.imatrix_out) {
         text.gather(path)?;
     }
-    let job = plan(args, text.as_ref())?;
-    for warning in &job.warnings {
+    let jobs = plan(args, text.as_ref())?;
+    for warning in jobs.iter().flat_map(|job| &job.warnings) {
         eprintln!("warning: {warning}");
     }
     if args.dry_run {
-        return if args.json { print_json(&plan_json(&job)) } else { print_plan(&job) };
+        if args.json {
+            return print_all(jobs.iter().map(plan_json).collect());
+        }
+        return jobs.iter().try_for_each(print_plan);
     }
 
     let cancel = interruptible()?;
     let options = run_options(args.threads, args.memory, args.overwrite);
-    match write(&job, &args.source, text.as_ref(), options, &cancel)? {
-        None if args.json => {
-            let mut result = plan_json(&job);
-            result["already_there"] = true.into();
-            print_json(&result)
-        }
-        None => {
-            println!(
+    let done = write(&jobs, &args.source, text.as_ref(), options, &cancel)?;
+    if args.json {
+        let json = |(job, done): (&Job, &Option<Done>)| match done {
+            Some(done) => done.json(),
+            None => {
+                let mut result = plan_json(job);
+                result["already_there"] = true.into();
+                result
+            }
+        };
+        return print_all(jobs.iter().zip(&done).map(json).collect());
+    }
+    for (job, done) in jobs.iter().zip(&done) {
+        match done {
+            Some(done) => done.print()?,
+            None => println!(
                 "{} is already there, whole and from this very recipe.",
                 job.destination.path().display()
-            );
-            Ok(())
+            ),
         }
-        Some(done) if args.json => print_json(&done.json()),
-        Some(done) => done.print(),
     }
+    Ok(())
 }
 
-/// By the recipe, or by the options.
-fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Job> {
+/// Prints what became of the only job, or a list of what became of each.
+fn print_all(mut results: Vec<Value>) -> Result<()> {
+    if results.len() == 1 { print_json(&results.swap_remove(0)) } else { print_json(&results) }
+}
+
+/// By the recipe, or by the options: a job for each output.
+fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Vec<Job>> {
     let calibration = text.map(|text| text.calibration.clone());
+    let (given, formats) = (args.out.len(), args.format.len());
     if let Some(path) = &args.recipe {
+        let [out] = &args.out[..] else {
+            return Err(
+                Error::Usage(format!("a recipe makes one output, but --out is given {given} times")).into()
+            );
+        };
         let (allow_nonfinite, imatrix) = (args.allow_nonfinite, args.imatrix.clone());
         let given = Given { allow_nonfinite, calibration, imatrix };
-        return Ok(RecipeFile::read(path)?.plan(&args.source, &args.out, given)?);
+        return Ok(vec![RecipeFile::read(path)?.plan(&args.source, out, given)?]);
     }
-    let container = match args.to {
-        args::Container::Gguf => Container::Gguf,
-        args::Container::Mlx => Container::Mlx,
-    };
-    let options = Options {
-        overrides: args.tensors.clone(),
-        shard_size: args.shard_size,
-        align: args.align,
-        allow_nonfinite: args.allow_nonfinite,
-        calibration,
-        imatrix: args.imatrix.clone(),
-        ..Options::new(container, args.format.as_deref().unwrap_or_default())
-    };
-    Ok(Job::plan(&args.source, &args.out, &options)?)
+    if formats != given || args.to.len() != given && !(args.to.is_empty() && given == 1) {
+        let to = args.to.len();
+        let detail = format!("--to {to}, --format {formats}, --out {given} times");
+        return Err(Error::Usage(format!(
+            "each output needs its --to, --format and --out, in the same order; given are {detail}"
+        ))
+        .into());
+    }
+    let containers = args.to.iter().chain([&args::Container::Gguf]);
+    let outputs = containers.zip(&args.format).zip(&args.out).map(|((to, format), out)| {
+        let container = match to {
+            args::Container::Gguf => Container::Gguf,
+            args::Container::Mlx => Container::Mlx,
+        };
+        let options = Options {
+            overrides: args.tensors.clone(),
+            shard_size: args.shard_size,
+            align: args.align,
+            allow_nonfinite: args.allow_nonfinite,
+            calibration: calibration.clone(),
+            imatrix: args.imatrix.clone(),
+            ..Options::new(container, format)
+        };
+        Ok(Job::plan(&args.source, out, &options)?)
+    });
+    outputs.collect()
 }
 
 /// How jobs are run, on all cores unless told otherwise.
@@ -88,34 +120,37 @@ pub fn run_options(threads: Option<usize>, memory: u64, overwrite: bool) -> RunO
     RunOptions { threads, memory, overwrite }
 }
 
-/// Runs a job; `None` if its very output lay there already.
+/// Runs jobs from the same source; `None` where a job's very output lay there already.
 pub fn write<'a>(
-    job: &'a Job,
+    jobs: &'a [Job],
     source: &Path,
     text: Option<&Text>,
     options: RunOptions,
     cancel: &AtomicBool,
-) -> Result<Option<Done<'a>>> {
+) -> Result<Vec<Option<Done<'a>>>> {
     let start = Instant::now();
     let watch = Watch::new();
-    let (outcome, rounded) = match text {
-        None => (quantize::run::run(job, options, &watch, cancel)?, Vec::new()),
+    let ended = match text {
+        None => {
+            let one = |job| Ok((quantize::run::run(job, options, &watch, cancel)?, Vec::new()));
+            jobs.iter().map(one).collect::<Result<Vec<_>>>()?
+        }
         Some(text) => {
             let seen = text.seen.as_ref();
             let importance = seen.map(|seen| &seen.importance);
-            let (mut outcomes, rounded) =
-                calibrate::run(source, &[job], &text.text, importance, options, &watch, cancel)?;
+            let ended = calibrate::run(source, jobs, &text.text, importance, options, &watch, cancel)?;
             seen.map(|seen| seen.write(&text.calibration)).transpose()?;
-            (outcomes.swap_remove(0), rounded)
+            ended
         }
     };
     let seconds = start.elapsed().as_secs_f64();
-    Ok(match outcome {
+    let done = jobs.iter().zip(ended).map(|(job, (outcome, rounded))| match outcome {
         Outcome::AlreadyThere => None,
         Outcome::Written { entries, resumed, amount, busy } => {
             Some(Done { job, entries, resumed, amount, busy, seconds, rounded })
         }
-    })
+    });
+    Ok(done.collect())
 }
 
 fn print_plan(job: &Job) -> Result<()> {

@@ -9,6 +9,7 @@ use std::{
     fs,
     io::{ErrorKind, Write},
     path::Path,
+    slice,
     sync::atomic::AtomicBool,
 };
 
@@ -75,7 +76,9 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     step(args, 2, "quantizing");
     fs::create_dir_all(&args.out).with_context(|| format!("can't make {}", args.out.display()))?;
     let options = quantize_verb::run_options(args.threads, args.memory, args.overwrite);
-    let written = quantize_verb::write(&fit.job, &args.fit.source, text.as_ref(), options, &cancel)?;
+    let jobs = slice::from_ref(&fit.job);
+    let written =
+        quantize_verb::write(jobs, &args.fit.source, text.as_ref(), options, &cancel)?.swap_remove(0);
     if let Some(done) = written.as_ref().filter(|_| !args.json) {
         done.print()?;
     }

@@ -71,6 +71,15 @@ fn an_mlx_folder_survives_twenty_kills() {
     survives_being_killed("tiny-deepseek", "mlx", "4bit-g64", &[], "deepseek-mlx");
 }
 
+#[test]
+fn a_calibrated_file_survives_twenty_kills() {
+    let dir = tempfile::tempdir().expect("dir");
+    let text = dir.path().join("calibration.txt");
+    fs::write(&text, quantize::calibrate::text::DEFAULT).expect("text");
+    let calibration = ["--calibrate", text.to_str().expect("UTF-8"), "--calibration-chunks", "4"];
+    survives_being_killed("tiny-deepseek", "gguf", "q4_k_m", &calibration, "deepseek.gguf");
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_exits_with_130_and_says_how_to_go_on() {

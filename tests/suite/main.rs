@@ -1,6 +1,7 @@
 //! The suite of the whole: the binary, run as a user runs it, on the trained tiny models of this repository.
 
 mod bad_input;
+mod calibrate;
 mod crash;
 mod fit;
 mod imatrix;

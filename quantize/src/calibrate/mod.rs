@@ -97,24 +97,22 @@ impl Calibration {
     }
 }
 
-/// How a calibrated run ended well: what became of each job, and of each tensor that was calibrated.
-pub type Calibrated = (Vec<Outcome>, Vec<Rounded>);
-
-/// Runs jobs that were planned for the same checkpoint at `source` with the same calibration, on `text`. What the linears get is
-/// added to `seen`, but for a head's inputs, as llama-imatrix does: nothing if weights are rounded to nearest or all outputs are
-/// there already, for then the model is not evaluated.
+/// Runs jobs that were planned for the same checkpoint at `source` with the same calibration, on `text`: one pass writes them all.
+/// Gives for each how it ended, and what was done to each tensor that was calibrated. What the linears get is added to `seen`, but
+/// for a head's inputs, as llama-imatrix does: nothing if weights are rounded to nearest or all outputs are there already, for
+/// then the model is not evaluated.
 ///
 /// # Errors
 /// As [`run::run`], and whatever keeps the model from being evaluated.
 pub fn run(
     source: &Path,
-    jobs: &[&Job],
+    jobs: &[Job],
     text: &str,
     seen: Option<&Mutex<Importance>>,
     options: RunOptions,
     progress: &dyn Progress,
     cancel: &AtomicBool,
-) -> Result<Calibrated> {
+) -> Result<Vec<(Outcome, Vec<Rounded>)>> {
     let Some(calibration) = jobs.first().and_then(|job| job.recipe.calibration.as_ref()) else {
         return Err(Error::Usage("the job was planned without a calibration".into()));
     };
@@ -124,36 +122,40 @@ pub fn run(
             calibration.text
         )));
     }
-    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+    let mut over: Vec<Option<Outcome>> = Vec::new();
     let mut sessions = Vec::new();
     for job in jobs {
         match run::begin(job, options.overwrite, progress)? {
-            Begun::Over(outcome) => outcomes.push(Some(outcome)),
+            Begun::Over(outcome) => over.push(Some(outcome)),
             Begun::Open(session) => {
-                outcomes.push(None);
+                over.push(None);
                 sessions.push(*session);
             }
         }
     }
-    let mut report = Vec::new();
-    if !sessions.is_empty() && calibration.rounding != Rounding::Nearest {
+    let mut open = if sessions.is_empty() || calibration.rounding == Rounding::Nearest {
+        sessions.into_iter().map(|session| (session, Vec::new())).collect()
+    } else {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .build()
             .map_err(|error| Error::Usage(format!("can't start {} threads: {error}", options.threads)))?;
         let pass = Pass { source, calibration, text, seen, options, progress, cancel };
-        (sessions, report) = pool.install(|| pass.run(sessions)).map_err(unwrapped)?;
+        pool.install(|| pass.run(sessions)).map_err(unwrapped)?
     }
-    let mut sessions = sessions.into_iter();
-    let mut all = Vec::new();
-    for outcome in outcomes {
-        match (outcome, sessions.next()) {
-            (Some(outcome), _) => all.push(outcome),
-            (None, Some(session)) => all.push(session.complete(options, progress, cancel)?),
-            (None, None) => {}
+    .into_iter();
+    let mut ended = Vec::new();
+    for over in over {
+        match over {
+            Some(outcome) => ended.push((outcome, Vec::new())),
+            None => {
+                if let Some((session, report)) = open.next() {
+                    ended.push((session.complete(options, progress, cancel)?, report));
+                }
+            }
         }
     }
-    Ok((all, report))
+    Ok(ended)
 }
 
 /// An error of the rounder's, which came back through the core.
@@ -182,7 +184,7 @@ struct Pass<'a> {
 const TOKENS: usize = 512;
 
 impl Pass<'_> {
-    fn run<'s>(&self, sessions: Vec<Session<'s>>) -> Result<(Vec<Session<'s>>, Vec<Rounded>)> {
+    fn run<'s>(&self, sessions: Vec<Session<'s>>) -> Result<Vec<(Session<'s>, Vec<Rounded>)>> {
         let weights = Weights::open(self.source)?;
         let tokens = self.tokens(&weights)?;
         let total = |session: &Session| Amount {
@@ -206,17 +208,16 @@ impl Pass<'_> {
         weights: &Weights,
         tokens: &[Vec<u32>],
         sessions: Vec<Session<'s>>,
-    ) -> Result<(Vec<Session<'s>>, Vec<Rounded>)> {
+    ) -> Result<Vec<(Session<'s>, Vec<Rounded>)>> {
         let rounding = self.calibration.rounding;
         let rounder = Rounder::new(weights, sessions, rounding, self.seen, self.progress, self.cancel);
         let space = Space::new(self.options.memory / 2);
         // Every weight meets all tokens at once: the moments of its inputs must be known before it is used.
         let memory = u64::MAX;
         let mut forward = Forward::tapped(weights, &rounder, Precision::F32, tokens, &space, memory)?;
-        let mut report = Vec::new();
         for layer in 0..forward.layers() {
             forward.layer(layer)?;
-            report.extend(rounder.settle()?);
+            rounder.settle()?;
         }
         let tied = weights.find("output.weight").is_none();
         let head = weights.index(if tied { "token_embd.weight" } else { "output.weight" });
@@ -226,13 +227,13 @@ impl Pass<'_> {
                 moments.blend(TIED);
             }
             rounder.weigh_by(head, &moments)?;
-            report.extend(rounder.settle()?);
+            rounder.settle()?;
         }
         drop(forward);
         if let Some(seen) = self.seen {
             lock(seen).chunks += tokens.len() as u32;
         }
-        Ok((rounder.into_sessions(), report))
+        Ok(rounder.into_sessions())
     }
 
     /// The chunks of the text, at even distances.

@@ -13,6 +13,9 @@ const STRIPE: usize = 96;
 /// One piece of so many is held out, to judge by what was not fitted to.
 const HELD_OUT: usize = 16;
 
+/// Rows of errors that one core multiplies at a time.
+const JUDGED_AT_ONCE: usize = 96;
+
 /// Most tokens of a piece.
 const PIECE: usize = 512;
 
@@ -76,32 +79,39 @@ impl Moments {
         let factor = tokens / towards.tokens.max(1) as f32;
         self.values.par_iter_mut().zip(&towards.values).for_each(|(own, other)| *own += factor * other);
     }
+}
+
+/// Moments, ready to be multiplied with errors.
+pub(crate) struct Judge {
+    columns: usize,
+    packed: Vec<f32>,
+}
+
+impl Judge {
+    pub fn new(moments: &Moments) -> Judge {
+        let k = moments.columns;
+        let at = |at: usize| {
+            let (row, column) = (at / k, at % k);
+            moments.values[row.max(column) * k + row.min(column)]
+        };
+        let full: Vec<f32> = (0..k * k).into_par_iter().map(at).collect();
+        let mut packed = vec![0.0; gemm::Panels::len(k, k)];
+        gemm::pack(Isa::detect(), Matrix::dense(&full, k, k), &mut packed);
+        Judge { columns: k, packed }
+    }
 
     /// Σ δ H δᵀ over the rows of `errors` [rows, columns].
-    pub fn damage(&self, errors: &[f32]) -> f64 {
+    pub fn energy(&self, errors: &[f32]) -> f64 {
         let k = self.columns;
-        let full: Vec<f32> = (0..k * k)
-            .into_par_iter()
-            .map(|at| if at % k <= at / k { self.values[at] } else { self.values[at % k * k + at / k] })
-            .collect();
-        let isa = Isa::detect();
-        let mut packed = vec![0.0; gemm::Panels::len(k, k)];
-        gemm::pack(isa, Matrix::dense(&full, k, k), &mut packed);
-        let panels = gemm::Panels::new(&packed, k, k);
-        let sums: Vec<f64> = errors
-            .par_chunks(96 * k)
-            .map(|errors| {
-                let rows = errors.len() / k;
-                let mut product = vec![0.0; errors.len()];
-                gemm::multiply(
-                    isa,
-                    Matrix::dense(errors, rows, k),
-                    panels,
-                    MatrixMut::dense(&mut product, rows, k),
-                );
-                errors.iter().zip(&product).map(|(e, p)| f64::from(*e) * f64::from(*p)).sum()
-            })
-            .collect();
+        let panels = gemm::Panels::new(&self.packed, k, k);
+        let one = |errors: &[f32]| -> f64 {
+            let rows = errors.len() / k;
+            let mut product = vec![0.0; errors.len()];
+            let out = MatrixMut::dense(&mut product, rows, k);
+            gemm::multiply(Isa::detect(), Matrix::dense(errors, rows, k), panels, out);
+            errors.iter().zip(&product).map(|(e, p)| f64::from(*e) * f64::from(*p)).sum()
+        };
+        let sums: Vec<f64> = errors.par_chunks(JUDGED_AT_ONCE * k).map(one).collect();
         sums.iter().sum()
     }
 }

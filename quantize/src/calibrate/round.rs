@@ -1,12 +1,15 @@
 //! Rounding of some rows by what they are multiplied with: scales searched by importance, or codes with error feedback, whichever
 //! errs less on tokens that neither saw.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
 use kernels::factor::{self, Factor};
 use kernels::{Format, Isa, feedback};
 use rayon::prelude::*;
 
 use super::Rounding;
-use super::moments::{Inputs, Moments};
+use super::moments::{Inputs, Judge, Moments};
 use super::report::Rounded;
 use crate::error::{Error, Result};
 
@@ -28,24 +31,46 @@ const LEAST_DAMPING: f32 = 0.005;
 pub(crate) struct Metric {
     /// Of each column on its own.
     pub importance: Vec<f32>,
-    /// And together.
-    inputs: Option<Inputs>,
     /// How many tokens it is known from.
     tokens: usize,
+    /// And of all columns together.
+    inputs: Option<Inputs>,
+    /// Factors of the moments, by the length of a format's blocks, which decides the order of columns.
+    factors: Mutex<HashMap<usize, Arc<Factor>>>,
+    /// Judges by the tokens that were held out.
+    judge: OnceLock<Judge>,
 }
 
 impl Metric {
     /// From a linear's inputs.
     pub fn new(inputs: Inputs, rounding: Rounding) -> Metric {
-        let importance = inputs.fitted.importance();
         let tokens = inputs.fitted.tokens + inputs.held_out.tokens;
+        let importance = inputs.fitted.importance();
         let inputs = (rounding == Rounding::Feedback).then_some(inputs);
-        Metric { importance, inputs, tokens }
+        Metric { importance, tokens, inputs, factors: Mutex::default(), judge: OnceLock::new() }
     }
 
     /// Each column on its own.
     pub fn importance(importance: Vec<f32>) -> Metric {
-        Metric { importance, inputs: None, tokens: 0 }
+        Metric { importance, tokens: 0, inputs: None, factors: Mutex::default(), judge: OnceLock::new() }
+    }
+
+    /// The factor of the moments, damped.
+    fn factor(&self, moments: &Moments, format: &Format) -> Result<Arc<Factor>> {
+        let mut factors = self.factors.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(factor) = factors.get(&format.block) {
+            return Ok(Arc::clone(factor));
+        }
+        let k = moments.columns;
+        let diagonal: Vec<f32> = (0..k).map(|i| moments.values[i * k + i]).collect();
+        // The fewer tokens there are for so many columns, the less their moments are worth beyond these tokens.
+        let damping = LEAST_DAMPING.max(DAMPING * k as f32 / moments.tokens.max(1) as f32).min(1.0);
+        let order = factor::order(&diagonal, format.block);
+        let factor = Factor::new(Isa::detect(), moments.values.clone(), order, damping)
+            .map_err(|error| Error::Usage(format!("the inputs of a tensor can't be used: {error}")))?;
+        let factor = Arc::new(factor);
+        factors.insert(format.block, Arc::clone(&factor));
+        Ok(factor)
     }
 }
 
@@ -60,47 +85,32 @@ pub(crate) struct Made {
 
 /// Rounds `rows` [n, columns].
 pub(crate) fn round(format: &'static Format, metric: &Metric, rows: &[f32]) -> Result<Made> {
-    let tokens = metric.tokens as u64;
-    let mut rounded = Rounded { matrices: 1, fewest_tokens: tokens, ..Rounded::default() };
-    let usable =
-        metric.inputs.as_ref().filter(|inputs| inputs.fitted.tokens >= FEW && format.lattice.is_some());
-    let (planes, decoded) = match usable {
-        None => search(format, metric, rows)?,
-        Some(inputs) => {
-            let factor = damped(&inputs.fitted, format)?;
-            let k = inputs.fitted.columns;
-            let judge = if inputs.held_out.tokens >= FEW { &inputs.held_out } else { &inputs.fitted };
-            let sample = sample(rows, k);
-            let searched = search(format, metric, &sample)?.1;
-            let fed_back = feed_back(format, &factor, &sample).1;
-            let damage = |decoded: &[f32]| {
-                let errors: Vec<f32> = sample.iter().zip(decoded).map(|(w, d)| w - d).collect();
-                judge.damage(&errors)
-            };
-            let (before, after) = (damage(&searched), damage(&fed_back));
-            rounded.energy = judge.damage(&sample);
-            rounded.searched = before;
-            rounded.written = before.min(after);
-            if after < before {
-                rounded.fed_back = 1;
-                feed_back(format, &factor, rows)
-            } else {
-                search(format, metric, rows)?
-            }
-        }
+    let mut rounded = Rounded { matrices: 1, fewest_tokens: metric.tokens as u64, ..Rounded::default() };
+    let enough = |inputs: &&Inputs| inputs.fitted.tokens >= FEW && format.lattice.is_some();
+    let Some(inputs) = metric.inputs.as_ref().filter(enough) else {
+        let (planes, decoded) = search(format, metric, rows)?;
+        return Ok(Made { planes, decoded, rounded });
     };
+    let k = inputs.fitted.columns;
+    let (planes, decoded) = feed_back(format, &*metric.factor(&inputs.fitted, format)?, rows);
+    let judge = metric.judge.get_or_init(|| {
+        Judge::new(if inputs.held_out.tokens >= FEW { &inputs.held_out } else { &inputs.fitted })
+    });
+    let sampled = sample(rows, k);
+    let damage = |decoded: &[f32]| {
+        let errors: Vec<f32> = sampled.iter().zip(decoded).map(|(w, d)| w - d).collect();
+        judge.energy(&errors)
+    };
+    rounded.energy = judge.energy(&sampled);
+    rounded.searched = damage(&search(format, metric, &sampled)?.1);
+    rounded.written = damage(&sample(&decoded, k));
+    if rounded.written < rounded.searched {
+        rounded.fed_back = 1;
+        return Ok(Made { planes, decoded, rounded });
+    }
+    rounded.written = rounded.searched;
+    let (planes, decoded) = search(format, metric, rows)?;
     Ok(Made { planes, decoded, rounded })
-}
-
-/// The factor of moments, damped.
-fn damped(moments: &Moments, format: &Format) -> Result<Factor> {
-    let k = moments.columns;
-    let diagonal: Vec<f32> = (0..k).map(|i| moments.values[i * k + i]).collect();
-    // The fewer tokens there are for so many columns, the less their moments are worth beyond these tokens.
-    let damping = LEAST_DAMPING.max(DAMPING * k as f32 / moments.tokens.max(1) as f32).min(1.0);
-    let order = factor::order(&diagonal, format.block);
-    Factor::new(Isa::detect(), moments.values.clone(), order, damping)
-        .map_err(|error| Error::Usage(format!("the inputs of a tensor can't be used: {error}")))
 }
 
 /// Rows at even distances.

@@ -42,6 +42,8 @@ struct Side<'a> {
     whole: Vec<bool>,
     /// Output tensors of which some rows are rounded.
     open: HashMap<usize, Open>,
+    /// What became of those that are whole.
+    report: Vec<Rounded>,
 }
 
 /// An output tensor of which some rows are rounded.
@@ -100,7 +102,13 @@ impl<'a, 's> Rounder<'a, 's> {
             let done = session.done();
             let whole =
                 session.job.outputs.iter().map(|output| done.contains(output.name.as_str())).collect();
-            Side { places: places(weights, session.job), whole, open: HashMap::new(), session }
+            Side {
+                places: places(weights, session.job),
+                whole,
+                open: HashMap::new(),
+                report: Vec::new(),
+                session,
+            }
         };
         Rounder {
             weights,
@@ -114,10 +122,10 @@ impl<'a, 's> Rounder<'a, 's> {
         }
     }
 
-    /// The sessions, to be completed.
-    pub fn into_sessions(self) -> Vec<Session<'s>> {
+    /// The sessions, to be completed, each with what was done to its tensors.
+    pub fn into_sessions(self) -> Vec<(Session<'s>, Vec<Rounded>)> {
         let sides = self.sides.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        sides.into_iter().map(|side| side.session).collect()
+        sides.into_iter().map(|side| (side.session, side.report)).collect()
     }
 
     /// Rounds rows of a tensor of the graph by what they are multiplied with.
@@ -133,9 +141,9 @@ impl<'a, 's> Rounder<'a, 's> {
         let mut known = lock(&self.known);
         let mut sides = lock(&self.sides);
         for side in sides.iter_mut() {
-            for place in side.due(w.tensor, &rows) {
+            for (output, rows) in side.due(w.tensor, &rows) {
                 let metric = known.of(x, tensor, self.rounding)?;
-                self.round_place(side, &place, metric)?;
+                self.round(side, output, rows, metric)?;
             }
         }
         if tensor.class == Class::Router {
@@ -151,8 +159,8 @@ impl<'a, 's> Rounder<'a, 's> {
         let rows = 0..self.weights.tensors[tensor].rows();
         let metric = Metric::new(Inputs::without_held_out(moments.clone()), self.rounding);
         for side in lock(&self.sides).iter_mut() {
-            for place in side.due(tensor, &rows) {
-                self.round_place(side, &place, &metric)?;
+            for (output, rows) in side.due(tensor, &rows) {
+                self.round(side, output, rows, &metric)?;
             }
         }
         Ok(())
@@ -163,17 +171,17 @@ impl<'a, 's> Rounder<'a, 's> {
         Error::Interrupted { partial }
     }
 
-    fn round_place(&self, side: &mut Side, place: &Place, metric: &Metric) -> Result<()> {
+    /// Rounds and writes rows of an output tensor.
+    fn round(&self, side: &mut Side, index: usize, rows: Range<u64>, metric: &Metric) -> Result<()> {
         let job = side.session.job;
-        let (output, format) = (&job.outputs[place.output], job.formats[place.output]);
-        let rows = place.output_rows();
+        let (output, format) = (&job.outputs[index], job.formats[index]);
         let columns = output.columns() as usize;
         let mut values = vec![0.0; (rows.end - rows.start) as usize * columns];
         decode_all(side, output, rows.clone(), &mut values)?;
         let nonfinite = finite(job.recipe.allow_nonfinite, output, &mut values)?;
         let made = round(format, metric, &values)?;
-        side.put(place.output, rows.clone(), &made.planes)?;
-        let open = side.open.entry(place.output).or_default();
+        side.put(index, rows.clone(), &made.planes)?;
+        let open = side.open.entry(index).or_default();
         let damage = damage(Isa::detect(), &values, &made.decoded);
         let written = made.planes.iter().map(|plane| plane.len() as u64).sum();
         open.add(rows, metric, &made.rounded);
@@ -221,8 +229,7 @@ impl<'a, 's> Rounder<'a, 's> {
 
     /// Finishes the tensors of which all or some rows are rounded: rows that no token reached are rounded by the mean importance
     /// of the others, and all goes into the journal.
-    pub fn settle(&self) -> Result<Vec<Rounded>> {
-        let mut report = Vec::new();
+    pub fn settle(&self) -> Result<()> {
         *lock(&self.known) = Known::default();
         for side in lock(&self.sides).iter_mut() {
             let mut open: Vec<(usize, Open)> = side.open.drain().collect();
@@ -251,11 +258,13 @@ impl<'a, 's> Rounder<'a, 's> {
                 side.whole[index] = true;
                 open.rounded.tensor = output.name.clone();
                 open.rounded.format = job.formats[index].name;
-                report.push(open.rounded);
+                side.report.push(open.rounded);
             }
-            side.session.keep(entries)?;
+            if !entries.is_empty() {
+                side.session.keep(entries)?;
+            }
         }
-        Ok(report)
+        Ok(())
     }
 }
 
@@ -301,15 +310,23 @@ impl Known {
 }
 
 impl Side<'_> {
-    /// Places of rows of a tensor of the graph that are still to be rounded.
-    fn due(&self, tensor: usize, rows: &Range<u64>) -> Vec<Place> {
-        let places = self.places[tensor].iter().filter_map(|place| place.within(rows));
+    /// Output tensors and their rows that hold rows of a tensor of the graph and are still to be rounded.
+    fn due(&self, tensor: usize, rows: &Range<u64>) -> Vec<(usize, Range<u64>)> {
         let job = self.session.job;
-        let due = |place: &Place| {
+        let mut due: Vec<(usize, Range<u64>)> = Vec::new();
+        for place in self.places[tensor].iter().filter_map(|place| place.within(rows)) {
             let (output, format) = (&job.outputs[place.output], job.formats[place.output]);
-            format.block > 1 && !same_blocks(job, output, format) && !self.is_written(place)
-        };
-        places.filter(due).collect()
+            if format.block == 1 || same_blocks(job, output, format) || self.is_written(&place) {
+                continue;
+            }
+            // Heads that have places of their own are rounded together.
+            let rows = place.output_rows();
+            match due.last_mut() {
+                Some((last, done)) if *last == place.output && done.end == rows.start => done.end = rows.end,
+                _ => due.push((place.output, rows)),
+            }
+        }
+        due
     }
 
     /// Whether the rows are written.
