@@ -9,8 +9,10 @@ use std::{
 use formats::{Checkpoint, Dtype, TensorId, gguf::Gguf};
 use kernels::Isa;
 use quantize::calibrate::imatrix::{Channels, Importance};
+use quantize::job::Job;
+use quantize::plan::{Container, Options};
 
-use crate::tool::{copy_of, fails, hashes, model, quantize, run};
+use crate::tool::{copy_of, fails, halfbyte, hashes, model, quantize, run};
 
 /// Every eighth channel of every linear counts a hundred times; `seed` decides which. The embedding has no entry.
 fn write_imatrix(path: &Path, gguf: &Path, seed: usize) {
@@ -206,4 +208,28 @@ fn a_calibrated_run_writes_what_its_linears_got() {
         let message = fails(&mut calibrated(&out("a.gguf"), &out("c.imatrix"), "1"), 1);
         assert!(message.contains("--overwrite"), "{message}");
     }
+}
+
+#[test]
+fn a_recipe_asks_for_its_imatrix() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (f16, imatrix) = prepared("tiny-llama", dir.path());
+    let (recipe, out) = (dir.path().join("r.toml"), dir.path().join("m.gguf"));
+    run(&mut with(quantize(&model("tiny-llama"), "gguf", "q4_0", &out), &imatrix));
+    let options = Options { imatrix: Some(imatrix.clone()), ..Options::new(Container::Gguf, "q4_0") };
+    let job = Job::plan(&model("tiny-llama"), &out, &options).expect("plan");
+    fs::write(&recipe, job.recipe.to_toml()).expect("recipe");
+
+    let by_recipe = || {
+        let mut command = halfbyte(&["quantize"]);
+        command.arg(model("tiny-llama")).arg("--recipe").arg(&recipe).arg("--out").arg(&out);
+        command
+    };
+    let again = run(&mut with(by_recipe(), &imatrix));
+    assert!(String::from_utf8_lossy(&again.stdout).contains("already there"));
+    let message = fails(&mut by_recipe(), 2);
+    assert!(message.contains("r.toml, line ") && message.contains("give it with --imatrix"), "{message}");
+    write_imatrix(&imatrix, &f16, 1);
+    let message = fails(&mut with(by_recipe(), &imatrix), 2);
+    assert!(message.contains("m.imatrix is another file"), "{message}");
 }
