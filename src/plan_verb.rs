@@ -40,8 +40,8 @@ pub fn run(args: &args::Plan) -> Result<()> {
     let mut wish = wish(&args.fit, if args.sample { Basis::Sampled } else { Basis::Expected })?;
     if let Some(text) = calibration::read(&args.calibrate)? {
         let cancel = interruptible()?;
+        wish.calibration = Some(text.calibration.clone());
         wish.basis = text.measure(&args.fit.source, &wish, None, &cancel)?;
-        wish.calibration = Some(text.calibration);
     }
     let name = name_of(&args.fit.source);
     let out = PathBuf::from(match wish.container {

@@ -321,8 +321,11 @@ impl Done<'_> {
             self.job.bits_per_weight(),
             text::duration(self.seconds)
         );
-        if self.amount.weights > 0 {
-            let rate = self.amount.weights as f64 / self.seconds.max(1e-9);
+        // What calibration rounds does not go through the streaming pass, whose amount this is.
+        let calibrated = !self.rounded.is_empty();
+        let weights = if calibrated { self.job.weights() } else { self.amount.weights };
+        if weights > 0 {
+            let rate = weights as f64 / self.seconds.max(1e-9);
             line += &format!(" ({} weights/s)", text::count(rate as u64));
         }
         if self.resumed > 0 {
@@ -332,7 +335,7 @@ impl Done<'_> {
             line += &format!(", peak memory {}", text::bytes(peak));
         }
         writeln!(out, "{line}")?;
-        if self.amount.weights > 0 {
+        if self.amount.weights > 0 && !calibrated {
             writeln!(out, "{}", self.limit())?;
         }
         Ok(())

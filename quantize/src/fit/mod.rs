@@ -20,7 +20,7 @@ use verify::{hyper::Hyper, weights::Weights};
 use crate::{
     allocate::{Allocation, Costs, Question, rules::rules},
     budget::{self, Budget, LayerCache, Run},
-    calibrate::Calibration,
+    calibrate::{Calibration, Rounding},
     error::{Error, Result},
     job::Job,
     measure::{self, Measured},
@@ -125,7 +125,8 @@ pub fn measure(
     cancel: &AtomicBool,
 ) -> Result<Basis> {
     let candidates = candidates(wish)?;
-    let request = measure::Request { text, context, candidates: &candidates, threads, memory };
+    let rounding = wish.calibration.as_ref().map_or(Rounding::Nearest, |calibration| calibration.rounding);
+    let request = measure::Request { text, context, rounding, candidates: &candidates, threads, memory };
     Ok(Basis::Measured(Arc::new(measure::measure(source, &request, progress, cancel)?)))
 }
 

@@ -21,7 +21,7 @@ use verify::{
 };
 
 use super::{
-    Measured, Request, TensorCosts, energy, is_tried,
+    Measured, Request, TensorCosts, energy, is_tried, left,
     probe::{Inputs, Probe},
     ratio::ratios,
 };
@@ -54,6 +54,8 @@ pub struct Run<'a> {
 struct Group {
     /// For each, its share of what the group costs, and the ratios of all types.
     tensors: Vec<(usize, f64, Vec<Option<f64>>)>,
+    /// What part of the damage is left by the way they will be rounded.
+    left: f64,
 }
 
 /// What becomes of the head.
@@ -92,7 +94,7 @@ impl Run<'_> {
             probe.quantize(&[index]);
             copies = Some(embed()?.hidden);
             probe.quantize(&[]);
-            groups.push(Group { tensors: vec![(index, 1.0, ratios)] });
+            groups.push(Group { tensors: vec![(index, 1.0, ratios)], left: 1.0 });
         }
 
         let total = Amount { weights: forward.layers() as u64 + 1, ..Amount::default() };
@@ -116,11 +118,12 @@ impl Run<'_> {
         if let Some(Head { index, nats, inputs }) = scores.head(&forward)?
             && let Some(ratios) = ratios(self.weights, index, &inputs, self.request.candidates)?
         {
-            add(index, nats, &ratios);
+            add(index, nats * left(self.request.rounding), &ratios);
         }
         if let Some(copies) = copies {
             let nats = scores.copies(&mut forward, copies, groups.len())?;
             for (group, nats) in groups.iter().zip(nats) {
+                let nats = nats * group.left;
                 group.tensors.iter().for_each(|(index, share, ratios)| add(*index, nats * share, ratios));
             }
         }
@@ -190,7 +193,7 @@ impl Run<'_> {
                 tensors.iter_mut().for_each(|(_, share, _)| *share /= sum);
                 let all: Vec<usize> = tensors.iter().map(|(index, ..)| *index).collect();
                 begun.push(quantized(forward, &all)?);
-                groups.push(Group { tensors });
+                groups.push(Group { tensors, left: left(self.request.rounding) });
             }
         }
         let mut all = copies.iter().chain(&begun);
