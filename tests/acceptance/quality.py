@@ -40,7 +40,7 @@ MLX_CONVERT = "import mlx.core as mx; mx.set_default_device(mx.cpu); from mlx_lm
 # The largest share of the peer's mean divergence that is wanted of ours.
 GOALS = {"gguf": 0.4, "mlx": 0.25}
 # How our file is made, unless the command line says.
-CALIBRATED = "{halfbyte} shrink {source} --to {container} --max-size {bytes} --calibrate {calibration} --no-verify --out {out}"
+CALIBRATED = "{halfbyte} shrink {source} --to {container} --max-size {bytes} --calibrate {calibration} --calibration-context {context} --calibration-chunks {chunks} --no-verify --out {out}"
 
 
 class Protocol(NamedTuple):

@@ -74,6 +74,18 @@ def one(checks, halfbyte, source, to, scratch):
         best = min((kld, kind) for bytes, kld, kind in others if bytes <= budget)
         checks.that(kld <= best[0], f"{name} {to} {bits} bits: KLD {kld:.5f}, best uniform type no larger {best[0]:.5f} ({best[1]})")
         checks.that(len(runs(to, model, ids)) == 8, f"{name} {to} {bits} bits: runs in its engine")
+    calibrated(checks, halfbyte, source, to, scratch, budget, kld)
+
+
+def calibrated(checks, halfbyte, source, to, scratch, budget, uncalibrated):
+    """The same budget with calibration, on the text that comes with the tool."""
+    label, out = f"{source.name} {to} calibrated", scratch / f"{source.name}-{to}-calibrated"
+    text = ["--calibrate", "default", "--calibration-context", 256, "--calibration-chunks", 48]
+    answer = json.loads(run(halfbyte, "shrink", source, "--to", to, "--max-size", budget, *text, "--out", out, "--json").stdout)
+    model, kld = Path(answer["model"]), answer["verification"]["mean_kld"]
+    checks.that(size(model) <= budget, f"{label}: {size(model)} bytes of {budget}")
+    checks.that(kld <= 0.7 * uncalibrated, f"{label}: KLD {kld:.5f}, {kld / uncalibrated:.2f} of what it is without")
+    checks.that(len(runs(to, model, [1, 5, 9, 20])) == 8, f"{label}: runs in its engine")
 
 
 def main(halfbyte, scratch, *checkpoints):
