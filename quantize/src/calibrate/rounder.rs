@@ -295,7 +295,8 @@ impl Known {
         if self.last.as_ref().is_none_or(|(last, _)| *last != print) {
             let mut inputs = Inputs::of(x);
             let routed = self.routed.as_ref().filter(|all| all.columns == x.columns);
-            if tensor.class.is_routed_expert()
+            // What goes into the down projections is nothing that the router sees.
+            if matches!(tensor.class, Class::ExpertGate | Class::ExpertUp)
                 && let Some(all) = routed
             {
                 inputs.fitted.shrink(all, SHRINKAGE);
