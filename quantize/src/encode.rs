@@ -3,7 +3,7 @@
 use std::{cell::RefCell, ops::Range};
 
 use formats::{
-    Dtype, Part, TensorSource,
+    Dtype, OutputTensor, Part, TensorSource,
     output::Map,
     rows::{RawRows, rearrange},
 };
@@ -37,6 +37,36 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// What became of `values`, of which `nonfinite` were no numbers. Where either is none, both become zeros.
+    pub(crate) fn of(isa: Isa, values: &mut [f32], decoded: &mut [f32], nonfinite: u64) -> Stats {
+        let mut overflow = 0;
+        if nonfinite > 0 || summarize(isa, decoded).nonfinite > 0 {
+            for (value, decoded) in values.iter_mut().zip(decoded.iter_mut()) {
+                overflow += u64::from(value.is_finite() && !decoded.is_finite());
+                if !(value.is_finite() && decoded.is_finite()) {
+                    (*value, *decoded) = (0.0, 0.0);
+                }
+            }
+        }
+        let damage = damage(isa, values, decoded);
+        Stats { squared_error: damage.squared_error, energy: damage.squared_norm, nonfinite, overflow }
+    }
+
+    /// Refuses what may not be written of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] unless that is allowed, [`Error::Overflow`].
+    pub(crate) fn check(&self, output: &OutputTensor, format: &Format, allow_nonfinite: bool) -> Result<()> {
+        let (tensor, elements) = (output.name.clone(), output.elements());
+        if self.nonfinite > 0 && !allow_nonfinite {
+            return Err(Error::NonFinite { tensor, count: self.nonfinite, elements });
+        }
+        if self.overflow > 0 {
+            return Err(Error::Overflow { tensor, format: format.name, count: self.overflow, elements });
+        }
+        Ok(())
+    }
+
     /// Adds what another chunk or tile found.
     pub fn add(&mut self, other: &Stats) {
         self.squared_error += other.squared_error;
@@ -208,15 +238,44 @@ fn encode_chunk(
     let planes: Vec<&[u8]> = chunk.planes.iter().map(|plane| &**plane).collect();
     decoded.resize(chunk.weights, 0.0);
     (format.decode)(format, isa, &planes, decoded);
-    let mut overflow = 0;
-    if nonfinite > 0 || summarize(isa, decoded).nonfinite > 0 {
-        for (value, decoded) in values.iter_mut().zip(decoded.iter_mut()) {
-            overflow += u64::from(value.is_finite() && !decoded.is_finite());
-            if !(value.is_finite() && decoded.is_finite()) {
-                (*value, *decoded) = (0.0, 0.0);
-            }
-        }
+    Ok(Stats::of(isa, values, decoded, nonfinite))
+}
+
+/// Rounds whole blocks to what a format can hold; leaves them if it can't be written.
+pub(crate) fn round(isa: Isa, format: &Format, weights: &mut [f32]) {
+    let Some(encode) = format.encode else { return };
+    let mut planes: Vec<Vec<u8>> =
+        format.planes.iter().map(|bytes| vec![0; weights.len() / format.block * bytes]).collect();
+    let mut out: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
+    encode(format, isa, weights, None, &mut out);
+    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    (format.decode)(format, isa, &planes, weights);
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::{Content, output::Class};
+    use kernels::table;
+
+    use super::*;
+
+    #[test]
+    fn weights_that_became_infinite_are_counted_and_refused() {
+        let (mut values, mut decoded) = (vec![1.0, f32::MAX, 0.0], vec![1.5, f32::INFINITY, 0.0]);
+        let stats = Stats::of(Isa::detect(), &mut values, &mut decoded, 0);
+        assert_eq!(stats, Stats { squared_error: 0.25, energy: 1.0, nonfinite: 0, overflow: 1 });
+        let output = OutputTensor {
+            name: "w".into(),
+            shape: vec![3],
+            class: Class::Other,
+            layer: None,
+            quantizable: true,
+            content: Content::Values(values),
+        };
+        let format = table::gguf("f16").expect("known");
+        assert!(matches!(stats.check(&output, format, true), Err(Error::Overflow { count: 1, .. })));
+        let nonfinite = Stats { nonfinite: 2, ..Stats::default() };
+        assert!(matches!(nonfinite.check(&output, format, false), Err(Error::NonFinite { count: 2, .. })));
+        assert!(nonfinite.check(&output, format, true).is_ok());
     }
-    let damage = damage(isa, values, decoded);
-    Ok(Stats { squared_error: damage.squared_error, energy: damage.squared_norm, nonfinite, overflow })
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use formats::layout::Placement;
+use formats::{Layout, OutputTensor, layout::Placement};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -114,27 +114,32 @@ pub(crate) fn write(
 fn finish(pass: &Pass<'_>, tensor: usize, placements: &[Placement], open: Open) -> Result<Entry> {
     let output = &pass.outputs[tensor];
     let Open { hashes, stats } = open;
-    let (tensor, format) = (output.name.clone(), pass.formats[tensor].name);
-    let elements = output.elements();
-    if stats.nonfinite > 0 && !pass.allow_nonfinite {
-        return Err(Error::NonFinite { tensor, count: stats.nonfinite, elements });
-    }
-    if stats.overflow > 0 {
-        return Err(Error::Overflow { tensor, format, count: stats.overflow, elements });
-    }
-    let planes = placements.iter().zip(hashes).map(|(at, sha)| Plane {
-        file: pass.layout.files[at.file].name.clone(),
+    stats.check(output, pass.formats[tensor], pass.allow_nonfinite)?;
+    let hashes = hashes.into_iter().map(|sha| hex(&sha.finalize()));
+    Ok(entry(output, pass.layout, placements, hashes, &stats))
+}
+
+/// The journal's entry for a tensor whose planes lie at `placements` and have these hashes.
+pub(crate) fn entry(
+    output: &OutputTensor,
+    layout: &Layout,
+    placements: &[Placement],
+    hashes: impl IntoIterator<Item = String>,
+    stats: &Stats,
+) -> Entry {
+    let planes = placements.iter().zip(hashes).map(|(at, sha256)| Plane {
+        file: layout.files[at.file].name.clone(),
         offset: at.offset,
         len: at.len,
-        sha256: hex(&sha.finalize()),
+        sha256,
     });
-    Ok(Entry {
-        tensor,
+    Entry {
+        tensor: output.name.clone(),
         planes: planes.collect(),
         squared_error: stats.squared_error,
         energy: stats.energy,
         nonfinite: stats.nonfinite,
-    })
+    }
 }
 
 /// Syncs what is finished, and only then notes it. Gives all entries and the seconds it waited for the disk.

@@ -187,16 +187,8 @@ impl Pass<'_> {
     fn run<'s>(&self, sessions: Vec<Session<'s>>) -> Result<Vec<(Session<'s>, Vec<Rounded>)>> {
         let weights = Weights::open(self.source)?;
         let tokens = self.tokens(&weights)?;
-        let total = |session: &Session| Amount {
-            weights: session.job.weights(),
-            written: session.job.tensors_bytes(),
-            read: 0,
-        };
-        let total = sessions.iter().map(total).fold(Amount::default(), |sum, one| Amount {
-            read: 0,
-            written: sum.written + one.written,
-            weights: sum.weights + one.weights,
-        });
+        let sum = |of: fn(&Job) -> u64| sessions.iter().map(|session| of(session.job)).sum();
+        let total = Amount { read: 0, written: sum(Job::tensors_bytes), weights: sum(Job::weights) };
         self.progress.begin(Phase::Calibrating, total, Amount::default());
         let result = self.layers(&weights, &tokens, sessions);
         self.progress.end();

@@ -10,10 +10,9 @@ use formats::output::Class;
 use formats::rows::{decode, rearrange};
 use formats::{Content, Dtype, OutputTensor};
 use kernels::matrix::Matrix;
-use kernels::stats::{damage, summarize};
+use kernels::stats::summarize;
 use kernels::{Format, Isa};
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 use verify::tap::Tap;
 use verify::weights::{Linear, Weights};
 
@@ -22,13 +21,13 @@ use super::imatrix::Importance;
 use super::moments::{Inputs, Moments, fingerprint};
 use super::places::{Place, places};
 use super::report::Rounded;
-use super::round::{Metric, round};
+use super::round::{Made, Metric, round};
 use crate::encode::Stats;
 use crate::error::{Error, Result};
-use crate::journal::{Entry, Plane};
+use crate::journal::Entry;
 use crate::progress::{Amount, Progress};
-use crate::recipe::hex;
 use crate::run::Session;
+use crate::write::entry;
 
 /// Tokens at whose weight a rarely chosen expert's inputs are drawn towards those of all tokens.
 const SHRINKAGE: f32 = 128.0;
@@ -140,10 +139,11 @@ impl<'a, 's> Rounder<'a, 's> {
         }
         let mut known = lock(&self.known);
         let mut sides = lock(&self.sides);
-        for side in sides.iter_mut() {
-            for (output, rows) in side.due(w.tensor, &rows) {
-                let metric = known.of(x, tensor, self.rounding)?;
-                self.round(side, output, rows, metric)?;
+        let due: Vec<_> = sides.iter().map(|side| side.due(w.tensor, &rows)).collect();
+        if due.iter().any(|due| !due.is_empty()) {
+            let metric = known.of(x, tensor, self.rounding);
+            for (side, due) in sides.iter_mut().zip(due) {
+                due.into_iter().try_for_each(|(output, rows)| self.round(side, output, rows, metric))?;
             }
         }
         if tensor.class == Class::Router {
@@ -173,25 +173,12 @@ impl<'a, 's> Rounder<'a, 's> {
 
     /// Rounds and writes rows of an output tensor.
     fn round(&self, side: &mut Side, index: usize, rows: Range<u64>, metric: &Metric) -> Result<()> {
-        let job = side.session.job;
-        let (output, format) = (&job.outputs[index], job.formats[index]);
-        let columns = output.columns() as usize;
-        let mut values = vec![0.0; (rows.end - rows.start) as usize * columns];
-        decode_all(side, output, rows.clone(), &mut values)?;
-        let nonfinite = finite(job.recipe.allow_nonfinite, output, &mut values)?;
-        let made = round(format, metric, &values)?;
-        side.put(index, rows.clone(), &made.planes)?;
-        let open = side.open.entry(index).or_default();
-        let damage = damage(Isa::detect(), &values, &made.decoded);
+        let (made, stats) = side.round(index, rows.clone(), metric)?;
         let written = made.planes.iter().map(|plane| plane.len() as u64).sum();
+        let open = side.open.entry(index).or_default();
         open.add(rows, metric, &made.rounded);
-        open.stats.add(&Stats {
-            squared_error: damage.squared_error,
-            energy: damage.squared_norm,
-            nonfinite,
-            overflow: 0,
-        });
-        self.progress.advance(Amount { read: 0, written, weights: values.len() as u64 });
+        open.stats.add(&stats);
+        self.progress.advance(Amount { read: 0, written, weights: made.decoded.len() as u64 });
         Ok(())
     }
 
@@ -200,16 +187,18 @@ impl<'a, 's> Rounder<'a, 's> {
         let rows = w.rows.start as u64..w.rows.end as u64;
         let job = side.session.job;
         let mut values = vec![0.0; w.rows.len() * w.columns];
-        let mut covered = false;
-        let mut missing = true;
-        for place in side.places[w.tensor].iter().filter_map(|place| place.within(&rows)) {
-            if !side.is_written(&place) {
-                continue;
-            }
-            if std::mem::take(&mut missing) && (place.rows.start > rows.start || place.rows.end < rows.end) {
-                self.weights.rows(w.tensor, w.rows.clone(), &mut values)?;
-            }
-            covered = true;
+        let places = side.places[w.tensor].iter().filter_map(|place| place.within(&rows));
+        let places: Vec<Place> = places.filter(|place| side.is_written(place)).collect();
+        if places.is_empty() {
+            return Ok(None);
+        }
+        // A place whose rows can't be told apart may be more than what is asked for.
+        let asked = |place: &Place| place.rows.start.max(rows.start)..place.rows.end.min(rows.end);
+        let there: u64 = places.iter().map(asked).map(|both| both.end - both.start).sum();
+        if there < rows.end - rows.start {
+            self.weights.rows(w.tensor, w.rows.clone(), &mut values)?;
+        }
+        for place in places {
             let format = job.formats[place.output];
             let mut decoded = side.get(place.output, place.output_rows(), format)?;
             if place.map != formats::output::Map::Identity {
@@ -217,14 +206,13 @@ impl<'a, 's> Rounder<'a, 's> {
                 rearrange(place.map, &decoded, w.columns, &mut mapped);
                 decoded = mapped;
             }
-            // A place whose rows can't be told apart may be more than what is asked for.
-            let both = place.rows.start.max(rows.start)..place.rows.end.min(rows.end);
+            let both = asked(&place);
             let from = (both.start - place.rows.start) as usize * w.columns;
             let to = (both.start - rows.start) as usize * w.columns;
             let count = (both.end - both.start) as usize * w.columns;
             values[to..to + count].copy_from_slice(&decoded[from..from + count]);
         }
-        Ok(covered.then(|| Current { tensor: w.tensor, rows: w.rows.clone(), columns: w.columns, values }))
+        Ok(Some(Current { tensor: w.tensor, rows: w.rows.clone(), columns: w.columns, values }))
     }
 
     /// Finishes the tensors of which all or some rows are rounded: rows that no token reached are rounded by the mean importance
@@ -240,18 +228,7 @@ impl<'a, 's> Rounder<'a, 's> {
                 let output = &job.outputs[index];
                 let metric = Metric::importance(std::mem::take(&mut open.importance));
                 for rows in open.missing(output.rows()) {
-                    let mut values = vec![0.0; ((rows.end - rows.start) * output.columns()) as usize];
-                    decode_all(side, output, rows.clone(), &mut values)?;
-                    let nonfinite = finite(job.recipe.allow_nonfinite, output, &mut values)?;
-                    let made = round(job.formats[index], &metric, &values)?;
-                    side.put(index, rows.clone(), &made.planes)?;
-                    let damage = damage(Isa::detect(), &values, &made.decoded);
-                    open.stats.add(&Stats {
-                        squared_error: damage.squared_error,
-                        energy: damage.squared_norm,
-                        nonfinite,
-                        overflow: 0,
-                    });
+                    open.stats.add(&side.round(index, rows.clone(), &metric)?.1);
                     open.rounded.unseen_rows += rows.end - rows.start;
                 }
                 entries.push(side.entry(index, &open.stats)?);
@@ -290,9 +267,10 @@ impl Tap for Rounder<'_, '_> {
 
 impl Known {
     /// What is known of `x`, which `tensor` is about to be multiplied with.
-    fn of(&mut self, x: Matrix, tensor: &OutputTensor, rounding: Rounding) -> Result<&Metric> {
+    fn of(&mut self, x: Matrix, tensor: &OutputTensor, rounding: Rounding) -> &Metric {
         let print = fingerprint(x);
-        if self.last.as_ref().is_none_or(|(last, _)| *last != print) {
+        let same = self.last.take().filter(|(last, _)| *last == print);
+        let made = || {
             let mut inputs = Inputs::of(x);
             let routed = self.routed.as_ref().filter(|all| all.columns == x.columns);
             // What goes into the down projections is nothing that the router sees.
@@ -301,12 +279,10 @@ impl Known {
             {
                 inputs.fitted.shrink(all, SHRINKAGE);
             }
-            self.last = Some((print, Metric::new(inputs, rounding)));
-        }
-        match &self.last {
-            Some((_, metric)) => Ok(metric),
-            None => unreachable!("it was set just now"),
-        }
+            (print, Metric::new(inputs, rounding))
+        };
+        let last = same.unwrap_or_else(made);
+        &self.last.insert(last).1
     }
 }
 
@@ -351,6 +327,23 @@ impl Side<'_> {
         ranges.collect()
     }
 
+    /// Rounds and writes rows of an output tensor.
+    fn round(&self, index: usize, rows: Range<u64>, metric: &Metric) -> Result<(Made, Stats)> {
+        let (job, isa) = (self.session.job, Isa::detect());
+        let (output, format) = (&job.outputs[index], job.formats[index]);
+        let mut values = vec![0.0; ((rows.end - rows.start) * output.columns()) as usize];
+        decode_all(self, output, rows.clone(), &mut values)?;
+        let nonfinite = summarize(isa, &values).nonfinite;
+        if nonfinite > 0 {
+            values.iter_mut().filter(|value| !value.is_finite()).for_each(|value| *value = 0.0);
+        }
+        let mut made = round(format, metric, &values)?;
+        let stats = Stats::of(isa, &mut values, &mut made.decoded, nonfinite);
+        stats.check(output, format, job.recipe.allow_nonfinite)?;
+        self.put(index, rows, &made.planes)?;
+        Ok((made, stats))
+    }
+
     fn put(&self, output: usize, rows: Range<u64>, planes: &[Vec<u8>]) -> Result<()> {
         for ((file, offset, _), bytes) in self.ranges(output, &rows).into_iter().zip(planes) {
             self.session.store.write(file, offset, bytes)?;
@@ -384,29 +377,10 @@ impl Side<'_> {
     /// The journal's line for a tensor that is written.
     fn entry(&self, index: usize, stats: &Stats) -> Result<Entry> {
         let job = self.session.job;
-        let mut planes = Vec::new();
-        for (file, offset, len) in self.ranges(index, &(0..job.outputs[index].rows())) {
-            let mut sha = Sha256::new();
-            let mut buffer = vec![0; 1 << 20];
-            for at in (0..len).step_by(buffer.len()) {
-                let n = buffer.len().min(len - at);
-                self.session.store.read(file, offset + at as u64, &mut buffer[..n])?;
-                sha.update(&buffer[..n]);
-            }
-            planes.push(Plane {
-                file: job.layout.files[file].name.clone(),
-                offset,
-                len: len as u64,
-                sha256: hex(&sha.finalize()),
-            });
-        }
-        Ok(Entry {
-            tensor: job.outputs[index].name.clone(),
-            planes,
-            squared_error: stats.squared_error,
-            energy: stats.energy,
-            nonfinite: stats.nonfinite,
-        })
+        let placements = &job.layout.planes[index];
+        let hashes: Vec<String> =
+            placements.iter().map(|at| self.session.store.hash(*at)).collect::<Result<_>>()?;
+        Ok(entry(&job.outputs[index], &job.layout, placements, hashes, stats))
     }
 }
 
@@ -462,17 +436,4 @@ fn decode_all(side: &Side, output: &OutputTensor, rows: Range<u64>, values: &mut
         decode(&*job.source, &job.scales, output, rows, Isa::detect(), out)
     })?;
     Ok(())
-}
-
-/// Counts weights that are no numbers, and makes zeros of them if that is allowed.
-fn finite(allowed: bool, output: &OutputTensor, values: &mut [f32]) -> Result<u64> {
-    let count = summarize(Isa::detect(), values).nonfinite;
-    if count > 0 && !allowed {
-        let (tensor, elements) = (output.name.clone(), output.elements());
-        return Err(Error::NonFinite { tensor, count, elements });
-    }
-    if count > 0 {
-        values.iter_mut().filter(|value| !value.is_finite()).for_each(|value| *value = 0.0);
-    }
-    Ok(count)
 }

@@ -12,7 +12,8 @@ use verify::{
     weights::{Linear, Weights},
 };
 
-use super::{BASE, ratio::round};
+use super::BASE;
+use crate::encode::round;
 
 /// Inputs of a product that are kept, and products of the same tensor (its experts, or parts) of which they are.
 const INPUTS: usize = 256;

@@ -9,21 +9,11 @@ use rayon::prelude::*;
 use verify::weights::Weights;
 
 use super::{BASE, probe::Inputs};
+use crate::encode::round;
 use crate::error::Result;
 
 /// Weights of a tensor that are tried.
 const WEIGHTS: usize = 64 * 1024;
-
-/// Rounds whole blocks to what a format can hold; leaves them if it can't be written.
-pub fn round(isa: Isa, format: &Format, weights: &mut [f32]) {
-    let Some(encode) = format.encode else { return };
-    let mut planes: Vec<Vec<u8>> =
-        format.planes.iter().map(|bytes| vec![0; weights.len() / format.block * bytes]).collect();
-    let mut out: Vec<&mut [u8]> = planes.iter_mut().map(Vec::as_mut_slice).collect();
-    encode(format, isa, weights, None, &mut out);
-    let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-    (format.decode)(format, isa, &planes, weights);
-}
 
 /// Some rows of a tensor and what they are multiplied with; nothing where that is not known.
 struct Sample<'a> {
