@@ -52,7 +52,7 @@ impl Index {
         tensors: impl IntoIterator<Item = TensorMeta>,
     ) -> Result<()> {
         let file = self.files.len();
-        self.files.push(SourceFile { path, len });
+        self.files.push(SourceFile { path, len, sha256: None });
         self.handles.push(handle);
         self.drop_behind = self.files.iter().map(|f| f.len).fold(0, u64::saturating_add) > DROP_BEHIND;
         for tensor in tensors {

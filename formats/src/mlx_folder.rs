@@ -104,6 +104,14 @@ impl TensorSource for MlxFolder {
         Ok(())
     }
 
+    fn expect(&self, steps: Vec<Vec<usize>>) -> Result<()> {
+        self.stored.expect(steps)
+    }
+
+    fn settled(&self, step: usize) {
+        self.stored.settled(step);
+    }
+
     fn is_mlx(&self) -> bool {
         true
     }

@@ -81,6 +81,8 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Its size in bytes when the index was read.
     pub len: u64,
+    /// SHA-256 of its bytes, where it is known without reading them: a Hub states it.
+    pub sha256: Option<String>,
 }
 
 /// Where weights come from: a folder of safetensors shards, a GGUF file, later a Hub repository read by HTTP range.
@@ -100,6 +102,18 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// If the range leaves the tensor or the file can't be read in full.
     fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Tells what is about to be read: for each step of the work, in order, the files (indices into [`files`](Self::files)) that it
+    /// reads. A source that lies elsewhere fetches them ahead in this order; one on this disk has nothing to do.
+    ///
+    /// # Errors
+    /// If the files of one step are more than it may hold.
+    fn expect(&self, _steps: Vec<Vec<usize>>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Tells that what was made of the steps up to `step` is safe, so that the files that no later one reads may be dropped.
+    fn settled(&self, _step: usize) {}
 
     /// Whether names and values are those of mlx-lm's models, not those of the checkpoint that they were made from: experts
     /// are stacked, and what `sanitize` does to values is done.

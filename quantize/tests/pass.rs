@@ -63,7 +63,7 @@ impl Source {
                 len: 4 * ROWS * COLUMNS,
             })
             .collect();
-        Source { tensors, files: vec![SourceFile { path, len: 6 }], data, fail_after: None }
+        Source { tensors, files: vec![SourceFile { path, len: 6, sha256: None }], data, fail_after: None }
     }
 }
 
