@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
+use formats::Source;
 use quantize::Error;
 use quantize::calibrate::imatrix::Importance;
 use quantize::calibrate::{Calibration, Rounding, text};
@@ -89,7 +90,7 @@ impl Text {
     /// Measures on the text what each type costs each tensor.
     pub fn measure(
         &self,
-        source: &Path,
+        source: &Source,
         wish: &Wish,
         threads: Option<usize>,
         cancel: &AtomicBool,

@@ -9,6 +9,7 @@ mod plan_verb;
 mod progress;
 mod quantize_verb;
 mod shrink;
+mod source;
 mod steps;
 mod table;
 mod targets_verb;

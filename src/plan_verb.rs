@@ -19,6 +19,7 @@ use verify::text::significant;
 use crate::{
     args, calibration,
     interrupt::interruptible,
+    source,
     table::{print_json, table},
     text,
 };
@@ -37,18 +38,19 @@ impl std::error::Error for TooLarge {}
 
 /// Plans from headers and shows what it would be.
 pub fn run(args: &args::Plan) -> Result<()> {
+    let source = source::open(&args.fit.source)?;
     let mut wish = wish(&args.fit, if args.sample { Basis::Sampled } else { Basis::Expected })?;
     if let Some(text) = calibration::read(&args.calibrate)? {
         let cancel = interruptible()?;
         wish.calibration = Some(text.calibration.clone());
-        wish.basis = text.measure(&args.fit.source, &wish, None, &cancel)?;
+        wish.basis = text.measure(&source, &wish, None, &cancel)?;
     }
-    let name = name_of(&args.fit.source);
+    let name = source.name();
     let out = PathBuf::from(match wish.container {
         Container::Gguf => format!("{name}.gguf"),
         Container::Mlx => name.clone(),
     });
-    match fit::fit(&args.fit.source, &out, &wish)? {
+    match fit::fit(&source, &out, &wish)? {
         Answer::Fits(fit) => {
             if let Some(path) = &args.recipe {
                 fs::write(path, fit.job.recipe.to_toml())
@@ -90,13 +92,6 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
         return Err(Error::Usage("give --fit TARGET, --max-size BYTES, or both".into()).into());
     }
     Ok(Wish { target, run, container, max_size: args.max_size, basis, calibration: None })
-}
-
-/// What a source is called: its folder's or file's name.
-pub fn name_of(source: &std::path::Path) -> String {
-    let whole = source.canonicalize().unwrap_or_else(|_| source.to_owned());
-    let name = whole.file_name().unwrap_or_default().to_string_lossy();
-    name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
 }
 
 /// What a loader is given: the model's first file, or its folder.

@@ -1,8 +1,9 @@
 //! `halfbyte quantize`.
 
-use std::{collections::BTreeMap, io::Write, path::Path, sync::atomic::AtomicBool, time::Instant};
+use std::{collections::BTreeMap, io::Write, sync::atomic::AtomicBool, time::Instant};
 
 use anyhow::Result;
+use formats::Source;
 use quantize::{
     Error, Given, RecipeFile,
     calibrate::{self, report::Rounded},
@@ -20,6 +21,7 @@ use crate::{
     calibration::{self, Text},
     interrupt::interruptible,
     progress::Watch,
+    source,
     table::{print_json, shape, table},
     text,
 };
@@ -30,7 +32,8 @@ pub fn run(args: &args::Quantize) -> Result<()> {
     if let (Some(text), Some(path)) = (&mut text, &args.imatrix_out) {
         text.gather(path)?;
     }
-    let jobs = plan(args, text.as_ref())?;
+    let source = source::open(&args.source)?;
+    let jobs = plan(args, &source, text.as_ref())?;
     for warning in jobs.iter().flat_map(|job| &job.warnings) {
         eprintln!("warning: {warning}");
     }
@@ -43,7 +46,7 @@ pub fn run(args: &args::Quantize) -> Result<()> {
 
     let cancel = interruptible()?;
     let options = run_options(args.threads, args.memory, args.overwrite);
-    let done = write(&jobs, &args.source, text.as_ref(), options, &cancel)?;
+    let done = write(&jobs, &source, text.as_ref(), options, &cancel)?;
     if args.json {
         let json = |(job, done): (&Job, &Option<Done>)| match done {
             Some(done) => done.json(),
@@ -73,7 +76,7 @@ fn print_all(mut results: Vec<Value>) -> Result<()> {
 }
 
 /// By the recipe, or by the options: a job for each output.
-fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Vec<Job>> {
+fn plan(args: &args::Quantize, source: &Source, text: Option<&Text>) -> Result<Vec<Job>> {
     let calibration = text.map(|text| text.calibration.clone());
     let (given, formats) = (args.out.len(), args.format.len());
     if let Some(path) = &args.recipe {
@@ -84,7 +87,7 @@ fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Vec<Job>> {
         };
         let (allow_nonfinite, imatrix) = (args.allow_nonfinite, args.imatrix.clone());
         let given = Given { allow_nonfinite, calibration, imatrix };
-        return Ok(vec![RecipeFile::read(path)?.plan(&args.source, out, given)?]);
+        return Ok(vec![RecipeFile::read(path)?.plan(source, out, given)?]);
     }
     if formats != given || args.to.len() != given && !(args.to.is_empty() && given == 1) {
         let to = args.to.len();
@@ -109,7 +112,7 @@ fn plan(args: &args::Quantize, text: Option<&Text>) -> Result<Vec<Job>> {
             imatrix: args.imatrix.clone(),
             ..Options::new(container, format)
         };
-        Ok(Job::plan(&args.source, out, &options)?)
+        Ok(Job::plan(source, out, &options)?)
     });
     outputs.collect()
 }
@@ -123,7 +126,7 @@ pub fn run_options(threads: Option<usize>, memory: u64, overwrite: bool) -> RunO
 /// Runs jobs from the same source; `None` where a job's very output lay there already.
 pub fn write<'a>(
     jobs: &'a [Job],
-    source: &Path,
+    source: &Source,
     text: Option<&Text>,
     options: RunOptions,
     cancel: &AtomicBool,

@@ -15,6 +15,7 @@ use verify::{
 use crate::{
     args,
     interrupt::interruptible,
+    source,
     steps::Steps,
     table::{print_json, table},
     text,
@@ -32,8 +33,8 @@ pub fn run(args: &args::Verify) -> Result<()> {
         has_a_folder(out)?;
     }
     let options = Options {
-        model: args.model.clone(),
-        against: args.against.clone(),
+        model: source::open(&args.model)?,
+        against: args.against.as_deref().map(source::open).transpose()?,
         input,
         context: args.context,
         chunks: args.chunks,

@@ -1,7 +1,6 @@
 //! A model on disk, whichever it is: a folder as the Hub has it (Hugging Face or MLX), a safetensors file or a GGUF.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -9,6 +8,7 @@ use crate::gguf::{self, Gguf};
 use crate::index;
 use crate::mlx_folder::{self, MlxFolder};
 use crate::safetensors::Safetensors;
+use crate::source::{Opened, Source};
 use crate::tensor::TensorSource;
 
 /// The largest `config.json` accepted.
@@ -50,31 +50,35 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder, a `*.safetensors` or a `*.gguf` (any of its splits). What a file is, its first bytes say.
+    /// Opens a folder, a `*.safetensors` or a `*.gguf` (any of its splits), on this disk or elsewhere. What a file is, its first bytes
+    /// say.
     ///
     /// # Errors
     /// [`Error::NoCheckpoint`] with what is there instead and what to do; [`Error::UnknownMagic`]; and whatever the
     /// container's reader finds.
-    pub fn open(path: &Path) -> Result<Checkpoint> {
-        let found = fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        if found.is_dir() {
-            let weights = Safetensors::open_folder(path).map_err(|error| match error {
-                Error::NoCheckpoint { .. } => explain(path).unwrap_or(error),
-                other => other,
-            })?;
+    pub fn open(source: &Source) -> Result<Checkpoint> {
+        let (path, storage) = (source.path(), source.storage());
+        if path.is_dir() {
+            let weights =
+                Safetensors::open_folder_in(path, storage.clone()).map_err(|error| match error {
+                    Error::NoCheckpoint { .. } => explain(path).unwrap_or(error),
+                    other => other,
+                })?;
             return Checkpoint::of_safetensors(path.to_owned(), weights);
         }
-        let (file, _) = index::open(path)?;
+        let Opened { handle, len, .. } = storage.open(path)?;
         // A bare file name has the empty path as its parent.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = folder.to_owned();
-        match magic(path, &file)? {
+        let mut start = vec![0; len.min(9) as usize];
+        handle.read_head_at(&mut start, 0).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        match &start[..] {
             start if start.starts_with(&gguf::MAGIC) => {
-                Ok(Checkpoint { folder, weights: Weights::Gguf(Gguf::open(path)?) })
+                Ok(Checkpoint { folder, weights: Weights::Gguf(Gguf::open_in(path, storage.clone())?) })
             }
             // The length of a header, then the header.
             start if start.get(8) == Some(&b'{') => {
-                Checkpoint::of_safetensors(folder, Safetensors::open_file(path)?)
+                Checkpoint::of_safetensors(folder, Safetensors::open_file_in(path, storage.clone())?)
             }
             start if start.starts_with(b"PK\x03\x04") || start.starts_with(b"\x80\x02") => {
                 let reason = format!("a PyTorch pickle, which is not read: {CONVERT}");
@@ -146,13 +150,6 @@ fn config_text(path: &Path) -> Result<Option<String>> {
 /// How to get from pickles to safetensors.
 const CONVERT: &str =
     "convert it with transformers (load it, then save_pretrained), which writes safetensors";
-
-/// The first nine bytes, or fewer if the file has no more.
-fn magic(path: &Path, file: &File) -> Result<Vec<u8>> {
-    let mut start = Vec::new();
-    file.take(9).read_to_end(&mut start).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    Ok(start)
-}
 
 /// Why a folder without safetensors is no checkpoint, where its files tell more than that.
 fn explain(folder: &Path) -> Option<Error> {

@@ -4,11 +4,12 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::mxfp4;
+use crate::source::{Opened, ReadAt, Storage};
 use crate::tensor::{SourceFile, TensorId, TensorMeta};
 
 /// Sources of more bytes than this are read once and don't fit the page cache beside anything else: what was read is
@@ -16,14 +17,15 @@ use crate::tensor::{SourceFile, TensorId, TensorMeta};
 const DROP_BEHIND: u64 = 8 << 30;
 
 /// Tensors by position and by name, and the files that hold them, open for positioned reads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Index {
+    storage: Arc<dyn Storage>,
     tensors: Vec<TensorMeta>,
     by_name: HashMap<String, TensorId>,
     /// Of tensors that lie in two places, the second.
     second: HashMap<TensorId, TensorMeta>,
     files: Vec<SourceFile>,
-    handles: Vec<File>,
+    handles: Vec<Arc<dyn ReadAt>>,
     drop_behind: bool,
 }
 
@@ -40,6 +42,19 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
 }
 
 impl Index {
+    /// Of nothing yet; its files are those of `storage`.
+    pub(crate) fn new(storage: Arc<dyn Storage>) -> Index {
+        Index {
+            storage,
+            tensors: Vec::new(),
+            by_name: HashMap::new(),
+            second: HashMap::new(),
+            files: Vec::new(),
+            handles: Vec::new(),
+            drop_behind: false,
+        }
+    }
+
     /// Adds a file with its tensors, whose `file` is set here.
     ///
     /// # Errors
@@ -47,12 +62,12 @@ impl Index {
     pub(crate) fn add(
         &mut self,
         path: PathBuf,
-        handle: File,
-        len: u64,
+        opened: Opened,
         tensors: impl IntoIterator<Item = TensorMeta>,
     ) -> Result<()> {
         let file = self.files.len();
-        self.files.push(SourceFile { path, len, sha256: None });
+        let Opened { handle, len, sha256 } = opened;
+        self.files.push(SourceFile { path, len, sha256 });
         self.handles.push(handle);
         self.drop_behind = self.files.iter().map(|f| f.len).fold(0, u64::saturating_add) > DROP_BEHIND;
         for tensor in tensors {
@@ -108,6 +123,17 @@ impl Index {
         self.by_name.get(name).copied()
     }
 
+    /// What opens the files.
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    /// See [`TensorSource::expect`](crate::tensor::TensorSource::expect).
+    pub(crate) fn expect(&self, steps: Vec<Vec<usize>>) -> Result<()> {
+        let path = |file: usize| self.files[file].path.as_path();
+        self.storage.expect(steps.into_iter().map(|files| files.into_iter().map(path).collect()).collect())
+    }
+
     /// See [`TensorSource::read_at`](crate::tensor::TensorSource::read_at).
     pub(crate) fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let tensor = &self.tensors[id.0];
@@ -132,25 +158,13 @@ impl Index {
                 path: file.path.clone(),
                 what: format!("tensor {}", tensor.name),
                 end: tensor.offset + tensor.len,
-                len: handle.metadata().map_or(0, |m| m.len()),
+                len: fs::metadata(&file.path).map_or(0, |m| m.len()),
             },
             _ => Error::Io { path: file.path.clone(), source },
         })?;
         if self.drop_behind {
-            drop_cached(handle, start, len);
+            handle.drop_behind(start, len);
         }
         Ok(())
     }
 }
-
-/// Lets the system forget the cached pages of a range. It is advice: a system that does not take it still reads right.
-#[cfg(target_os = "linux")]
-fn drop_cached(file: &File, start: u64, len: u64) {
-    use rustix::fs::{Advice, fadvise};
-    if let Some(len) = std::num::NonZeroU64::new(len) {
-        let _ = fadvise(file, start, Some(len), Advice::DontNeed);
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn drop_cached(_: &File, _: u64, _: u64) {}

@@ -1,6 +1,7 @@
 //! Containers and names: what lies in a checkpoint, what a converted file must hold, and under which names.
 //!
-//! - [`checkpoint`]: a model on disk, whichever container it is in.
+//! - [`source`]: where a model is, on this disk or elsewhere.
+//! - [`checkpoint`]: a model, whichever container it is in.
 //! - [`config`]: a model's hyper-parameters.
 //! - [`tensor`]: a source's index and how to read a byte range of one tensor.
 //! - [`output`]: the tensors of a converted model, each assembled from parts of source tensors.
@@ -39,6 +40,7 @@ pub mod rows;
 pub mod safetensors;
 pub mod scales;
 mod shards;
+pub mod source;
 pub mod summary;
 pub mod tensor;
 pub mod tokenizer;
@@ -49,4 +51,5 @@ pub use error::{Error, Result};
 pub use keys::Keys;
 pub use layout::Layout;
 pub use output::{Content, OutputTensor, Part};
+pub use source::Source;
 pub use tensor::{Dtype, TensorId, TensorMeta, TensorSource};

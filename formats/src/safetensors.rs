@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
+use std::sync::Arc;
 
 use kernels::{Format, float};
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
 use crate::index::{self, Index};
+use crate::source::{Disk, Storage};
 use crate::tensor::{Dtype, SourceFile, TensorId, TensorMeta, TensorSource};
 
 /// The index of a sharded checkpoint, by its usual name.
@@ -258,17 +259,27 @@ impl Safetensors {
     /// [`Error::NoCheckpoint`] if the folder has none of these, and everything that [`parse_header`] and the index can have
     /// wrong.
     pub fn open_folder(folder: &Path) -> Result<Safetensors> {
+        Safetensors::open_folder_in(folder, Arc::new(Disk))
+    }
+
+    /// The same, where `storage` opens the files with weights. The index lies in the folder.
+    ///
+    /// # Errors
+    /// As [`open_folder`](Self::open_folder).
+    pub fn open_folder_in(folder: &Path, storage: Arc<dyn Storage>) -> Result<Safetensors> {
         let index = folder.join(INDEX_NAME);
         if index.exists() {
-            return Safetensors::open_index(folder, &index);
+            return Safetensors::open_index(folder, &index, storage);
         }
         let single = folder.join("model.safetensors");
-        if single.exists() {
-            return Safetensors::open_file(&single);
+        if storage.is_file(&single) {
+            return Safetensors::open_file_in(&single, storage);
         }
-        let mut files = safetensors_files(folder)?;
+        let mut files = storage.list(folder)?;
+        files.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+        files.sort();
         match (files.pop(), files.len()) {
-            (Some(only), 0) => Safetensors::open_file(&only),
+            (Some(only), 0) => Safetensors::open_file_in(&only, storage),
             (None, _) => Err(Error::NoCheckpoint {
                 path: folder.to_owned(),
                 reason: "the folder has no safetensors file".to_owned(),
@@ -288,13 +299,21 @@ impl Safetensors {
     /// # Errors
     /// See [`parse_header`].
     pub fn open_file(path: &Path) -> Result<Safetensors> {
-        let mut source = Safetensors { index: Index::default(), metadata: BTreeMap::new() };
+        Safetensors::open_file_in(path, Arc::new(Disk))
+    }
+
+    /// The same of a file that `storage` opens.
+    ///
+    /// # Errors
+    /// See [`parse_header`].
+    pub fn open_file_in(path: &Path, storage: Arc<dyn Storage>) -> Result<Safetensors> {
+        let mut source = Safetensors { index: Index::new(storage), metadata: BTreeMap::new() };
         source.add_file(path)?;
         source.index.join_mxfp4();
         Ok(source)
     }
 
-    fn open_index(folder: &Path, path: &Path) -> Result<Safetensors> {
+    fn open_index(folder: &Path, path: &Path, storage: Arc<dyn Storage>) -> Result<Safetensors> {
         let weight_map = read_index(path)?;
         let mut shards = BTreeSet::new();
         let mut names = HashSet::with_capacity(weight_map.len());
@@ -313,10 +332,10 @@ impl Safetensors {
             shards.insert(shard);
         }
 
-        let mut source = Safetensors { index: Index::default(), metadata: BTreeMap::new() };
+        let mut source = Safetensors { index: Index::new(storage), metadata: BTreeMap::new() };
         for shard in shards {
             let file = folder.join(shard);
-            if !file.exists() {
+            if !source.index.storage().is_file(&file) {
                 return Err(Error::MissingShard { path: file, named_by: path.display().to_string() });
             }
             source.add_file(&file)?;
@@ -335,14 +354,15 @@ impl Safetensors {
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let io = |source| Error::Io { path: path.to_owned(), source };
-        let (file, len) = index::open(path)?;
+        let opened = self.index.storage().open(path)?;
+        let (file, len) = (&opened.handle, opened.len);
         let truncated =
             |end| Error::Truncated { path: path.to_owned(), what: "the header".to_owned(), end, len };
         if len < 8 {
             return Err(truncated(8));
         }
         let mut prefix = [0; 8];
-        file.read_exact_at(&mut prefix, 0).map_err(io)?;
+        file.read_head_at(&mut prefix, 0).map_err(io)?;
         let header_len = u64::from_le_bytes(prefix);
         if header_len > MAX_HEADER {
             return Err(Error::HeaderTooLarge { path: path.to_owned(), len: header_len, limit: MAX_HEADER });
@@ -351,10 +371,10 @@ impl Safetensors {
             return Err(truncated(8 + header_len));
         }
         let mut json = vec![0; header_len as usize];
-        file.read_exact_at(&mut json, 8).map_err(io)?;
+        file.read_head_at(&mut json, 8).map_err(io)?;
         let header = parse_header(path, &json, len)?;
         self.metadata.extend(header.metadata);
-        self.index.add(path.to_owned(), file, len, header.tensors)
+        self.index.add(path.to_owned(), opened, header.tensors)
     }
 
     /// The free strings of all files' headers (MLX writes `format`).
@@ -379,6 +399,14 @@ impl TensorSource for Safetensors {
     fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.index.read_at(id, offset, buffer)
     }
+
+    fn expect(&self, steps: Vec<Vec<usize>>) -> Result<()> {
+        self.index.expect(steps)
+    }
+
+    fn settled(&self, step: usize) {
+        self.index.storage().settled(step);
+    }
 }
 
 /// The pairs of tensor and shard in an index file.
@@ -393,18 +421,4 @@ fn read_index(path: &Path) -> Result<Vec<(String, String)>> {
         reason: format!("no index of shards: {e}"),
     })?;
     Ok(index.weight_map.0)
-}
-
-/// The folder's `*.safetensors`, sorted.
-fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let io = |source| Error::Io { path: folder.to_owned(), source };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }

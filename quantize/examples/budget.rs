@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [engine, model, context, parallel, kv] = &arguments[..] else {
         return Err("give: llama.cpp|mlx MODEL CONTEXT PARALLEL f16|q8_0|q4_0".into());
     };
-    let checkpoint = Checkpoint::open(Path::new(model))?;
+    let checkpoint = Checkpoint::open(&Path::new(model).into())?;
     let metadata = match &checkpoint.weights {
         Weights::Gguf(gguf) => gguf.metadata().clone(),
         _ => families::gguf_metadata(&ModelConfig::read(&checkpoint.folder)?)?,

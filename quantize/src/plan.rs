@@ -6,7 +6,7 @@ use std::{
 };
 
 use formats::{
-    Content, Dtype, Layout, ModelConfig, OutputTensor, TensorSource,
+    Content, Dtype, Layout, ModelConfig, OutputTensor, Source, TensorSource,
     checkpoint::{Checkpoint, Weights},
     families::{self, Target},
     gguf::{self, Gguf, Metadata},
@@ -131,12 +131,12 @@ const GGUF_ALIGN: u32 = 32;
 const TOOL: &str = concat!("halfbyte ", env!("CARGO_PKG_VERSION"));
 
 impl Job {
-    /// Plans the conversion of `source` (a checkpoint's folder or a GGUF file) to `out`.
+    /// Plans the conversion of `source` (a checkpoint's folder or a GGUF file, on this disk or elsewhere) to `out`.
     ///
     /// # Errors
     /// If the source is unreadable, damaged, contradicts its configuration or belongs to an unknown family; if the format or
     /// an override is not known.
-    pub fn plan(source: &Path, out: &Path, options: &Options) -> Result<Job> {
+    pub fn plan(source: &Source, out: &Path, options: &Options) -> Result<Job> {
         let checkpoint = Checkpoint::open(source)?;
         let side_files = checkpoint.side_files();
         let Checkpoint { folder, weights } = checkpoint;
@@ -151,7 +151,7 @@ impl Job {
             (Container::Mlx, Weights::Gguf(_)) => Err(Error::Usage(format!(
                 "{}: an MLX folder is made from a checkpoint's folder, not from a GGUF file, whose configuration and \
                  tokenizer are in another form. Give the checkpoint that the GGUF was made from",
-                source.display()
+                source
             ))),
         }
     }

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use formats::Source;
 use toml::de::{DeTable, DeValue};
 
 use crate::{
@@ -64,7 +65,7 @@ impl RecipeFile {
     /// # Errors
     /// [`Error::Recipe`] if a value or a rule is wrong, the source, the calibration or the importance matrix is another, or a
     /// listed tensor is not there or gets another type; else as [`Job::plan`].
-    pub fn plan(&self, source: &Path, out: &Path, given: Given) -> Result<Job> {
+    pub fn plan(&self, source: &Source, out: &Path, given: Given) -> Result<Job> {
         self.check_calibration(given.calibration.as_ref())?;
         let mut options = self.recipe.options();
         options.allow_nonfinite |= given.allow_nonfinite;
@@ -86,13 +87,13 @@ impl RecipeFile {
         Ok(job)
     }
 
-    fn check_source(&self, found: &Recipe, folder: &Path) -> Result<()> {
+    fn check_source(&self, found: &Recipe, source: &Source) -> Result<()> {
         if self.recipe.source.is_empty() {
             return Ok(());
         }
         let wrong = |place: &[Key], what: String| {
             let hint = "give the checkpoint that the recipe was made for, or delete the list `source` to take this one";
-            self.wrong(place, format!("{}: {what}; {hint}", folder.display()))
+            self.wrong(place, format!("{}: {what}; {hint}", source))
         };
         let files: HashMap<_, _> = found.source.iter().map(|file| (&file.name, file)).collect();
         for (at, due) in self.recipe.source.iter().enumerate() {

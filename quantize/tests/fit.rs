@@ -53,7 +53,7 @@ fn machine(devices: &[u64], host: Option<u64>) -> Wish {
 }
 
 fn planned(wish: &Wish) -> Fit {
-    match fit(&model(), Path::new("out.gguf"), wish).expect("it can be planned") {
+    match fit(&model().into(), Path::new("out.gguf"), wish).expect("it can be planned") {
         Answer::Fits(fit) => *fit,
         Answer::Short(short) => panic!("{short:?}"),
     }
@@ -109,7 +109,7 @@ fn two_devices_share_the_layers() {
 
 #[test]
 fn what_the_buffers_lack_counts() {
-    let lacks = |usable| match fit(&model(), Path::new("out.gguf"), &machine(&[usable], None)) {
+    let lacks = |usable| match fit(&model().into(), Path::new("out.gguf"), &machine(&[usable], None)) {
         Ok(Answer::Short(short)) => short.missing,
         _ => panic!("it does not fit {usable} bytes"),
     };

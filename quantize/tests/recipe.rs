@@ -39,12 +39,12 @@ fn options() -> Options {
 }
 
 fn planned(options: &Options) -> Job {
-    Job::plan(&model("tiny-llama"), Path::new("out.gguf"), options).expect("plan")
+    Job::plan(&model("tiny-llama").into(), Path::new("out.gguf"), options).expect("plan")
 }
 
 fn read(text: &str) -> Result<Job, Box<Error>> {
     let file = RecipeFile::parse(Path::new("r.toml"), text.to_owned())?;
-    Ok(file.plan(&model("tiny-llama"), Path::new("out.gguf"), Given::default())?)
+    Ok(file.plan(&model("tiny-llama").into(), Path::new("out.gguf"), Given::default())?)
 }
 
 /// What is said of a recipe that was changed; the line that it points at must hold `line`.
@@ -95,11 +95,11 @@ fn the_same_bytes_with_the_options_and_with_the_recipe_made_of_them() {
         fs::create_dir(dir.path().join(name)).expect("folder");
         dir.path().join(name).join("m.gguf")
     };
-    let job = Job::plan(&model("tiny-llama"), &out("a"), &options()).expect("plan");
+    let job = Job::plan(&model("tiny-llama").into(), &out("a"), &options()).expect("plan");
     let path = dir.path().join("r.toml");
     fs::write(&path, job.recipe.to_toml()).expect("recipe");
     let again =
-        RecipeFile::read(&path).expect("read").plan(&model("tiny-llama"), &out("b"), Given::default());
+        RecipeFile::read(&path).expect("read").plan(&model("tiny-llama").into(), &out("b"), Given::default());
     assert!(bytes(&job) == bytes(&again.expect("plan")));
 }
 
@@ -114,7 +114,7 @@ fn files_end_behind_the_layers_that_are_asked_for() {
         }
     }
     let error = Options { shard_after: vec![1, 4], ..Options::new(Container::Gguf, "q4_0") };
-    let error = Job::plan(&model("tiny-llama"), Path::new("o"), &error).err().expect("no layer 4");
+    let error = Job::plan(&model("tiny-llama").into(), Path::new("o"), &error).err().expect("no layer 4");
     assert!(error.to_string().contains("no layer 4, but 4"), "{error}");
 }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use formats::Source;
 use quantize::{
     fit::{Answer, Basis, Fit, Wish, fit},
     plan::Container,
@@ -24,8 +25,8 @@ use verify::{Input, Options, Outcome, Precision, description::ModelFile, report}
 use crate::{
     args, calibration,
     interrupt::interruptible,
-    plan_verb::{self, first_file, name_of},
-    quantize_verb,
+    plan_verb::{self, first_file},
+    quantize_verb, source,
     steps::Steps,
     table::print_json,
     verify_verb,
@@ -51,7 +52,8 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     let text = calibration::read(&args.calibrate)?;
     let calibration = text.as_ref().map(|text| text.calibration.clone());
     let mut wish = Wish { calibration, ..plan_verb::wish(&args.fit, Basis::Sampled)? };
-    let name = name_of(&args.fit.source);
+    let source = source::open(&args.fit.source)?;
+    let name = source.name();
     let model = match wish.container {
         Container::Gguf => args.out.join(format!("{name}.gguf")),
         Container::Mlx => args.out.clone(),
@@ -62,10 +64,10 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         None => step(args, 1, "planning: reading some rows of every tensor"),
         Some(text) => {
             step(args, 1, "planning: measuring what each type costs each tensor");
-            wish.basis = text.measure(&args.fit.source, &wish, args.threads, &cancel)?;
+            wish.basis = text.measure(&source, &wish, args.threads, &cancel)?;
         }
     }
-    let fit = match fit(&args.fit.source, &model, &wish)? {
+    let fit = match fit(&source, &model, &wish)? {
         Answer::Fits(fit) => fit,
         Answer::Short(short) => return Err(plan_verb::refuse(&name, &wish, &short, args.json)?.into()),
     };
@@ -77,8 +79,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("can't make {}", args.out.display()))?;
     let options = quantize_verb::run_options(args.threads, args.memory, args.overwrite);
     let jobs = slice::from_ref(&fit.job);
-    let written =
-        quantize_verb::write(jobs, &args.fit.source, text.as_ref(), options, &cancel)?.swap_remove(0);
+    let written = quantize_verb::write(jobs, &source, text.as_ref(), options, &cancel)?.swap_remove(0);
     if let Some(done) = written.as_ref().filter(|_| !args.json) {
         done.print()?;
     }
@@ -98,14 +99,14 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         None
     } else {
         step(args, 3, "verifying the written bytes against the source");
-        Some(verified(args, &fit, &cancel)?)
+        Some(verified(args, &source, &fit, &cancel)?)
     };
     if let Some(outcome) = verification.as_ref().filter(|_| !args.json) {
         verify_verb::print(outcome, Some(&args.out.join(REPORT)))?;
     }
 
     step(args, 4, "writing the model card and the checksums");
-    let card = card::card(&name, &args.fit.source, &wish, &fit, verification.as_ref());
+    let card = card::card(&name, source.path(), &wish, &fit, verification.as_ref());
     put(&args.out.join(CARD), card.as_bytes())?;
     let sums = sums(&args.out, &cancel)?;
     put(&args.out.join(SUMS), sums.as_bytes())?;
@@ -128,7 +129,7 @@ fn step(args: &args::Shrink, number: usize, what: &str) {
     }
 }
 
-fn verified(args: &args::Shrink, fit: &Fit, cancel: &AtomicBool) -> Result<Outcome> {
+fn verified(args: &args::Shrink, source: &Source, fit: &Fit, cancel: &AtomicBool) -> Result<Outcome> {
     let text = match &args.text {
         Some(text) => text.clone(),
         None => {
@@ -138,8 +139,8 @@ fn verified(args: &args::Shrink, fit: &Fit, cancel: &AtomicBool) -> Result<Outco
         }
     };
     let options = Options {
-        model: first_file(fit),
-        against: Some(args.fit.source.clone()),
+        model: first_file(fit).into(),
+        against: Some(source.clone()),
         input: Input::Text(text),
         context: CONTEXT,
         chunks: Some(args.chunks.unwrap_or(CHUNKS)),

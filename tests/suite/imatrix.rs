@@ -16,7 +16,7 @@ use crate::tool::{copy_of, fails, halfbyte, hashes, model, quantize, run};
 
 /// Every eighth channel of every linear counts a hundred times; `seed` decides which. The embedding has no entry.
 fn write_imatrix(path: &Path, gguf: &Path, seed: usize) {
-    let file = Checkpoint::open(gguf).expect("model");
+    let file = Checkpoint::open(&gguf.into()).expect("model");
     let linears = file.source().tensors().iter().filter(|tensor| {
         tensor.shape.len() > 1 && !tensor.name.starts_with("token_embd") && !tensor.name.contains("gate_inp")
     });
@@ -46,7 +46,7 @@ fn prepared(name: &str, dir: &Path) -> (PathBuf, PathBuf) {
 
 /// A tensor of a GGUF file in F32.
 fn values(path: &Path, name: &str) -> Vec<f32> {
-    let file = Checkpoint::open(path).expect("model");
+    let file = Checkpoint::open(&path.into()).expect("model");
     let source = file.source();
     let id: TensorId = source.find(name).expect("tensor");
     let meta = source.meta(id);
@@ -217,7 +217,7 @@ fn a_recipe_asks_for_its_imatrix() {
     let (recipe, out) = (dir.path().join("r.toml"), dir.path().join("m.gguf"));
     run(&mut with(quantize(&model("tiny-llama"), "gguf", "q4_0", &out), &imatrix));
     let options = Options { imatrix: Some(imatrix.clone()), ..Options::new(Container::Gguf, "q4_0") };
-    let job = Job::plan(&model("tiny-llama"), &out, &options).expect("plan");
+    let job = Job::plan(&model("tiny-llama").into(), &out, &options).expect("plan");
     fs::write(&recipe, job.recipe.to_toml()).expect("recipe");
 
     let by_recipe = || {

@@ -150,7 +150,7 @@ fn shards_are_cut_at_tensor_boundaries() {
 
 /// Names, shapes and bytes of a model's tensors.
 fn contents(path: &Path) -> BTreeMap<String, (Vec<u64>, Vec<u8>)> {
-    let checkpoint = Checkpoint::open(path).expect("model");
+    let checkpoint = Checkpoint::open(&path.into()).expect("model");
     let source = checkpoint.source();
     let content = |(i, meta): (usize, &formats::TensorMeta)| {
         let mut bytes = vec![0; meta.len as usize];

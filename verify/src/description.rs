@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use formats::{checkpoint::Checkpoint, summary::summarize};
+use formats::{Source, checkpoint::Checkpoint, summary::summarize};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -79,11 +79,11 @@ impl ModelFile {
 }
 
 impl Model {
-    /// Describes an opened model that the user named `path`. Reads headers, and a model of up to 8 GiB whole, for its hash.
+    /// Describes an opened model. Reads headers, and a model of up to 8 GiB whole, for its hash.
     ///
     /// # Errors
     /// If `config.json` or a file can't be read; [`Error::Interrupted`] once `cancel` is set.
-    pub fn describe(path: &Path, checkpoint: &Checkpoint, cancel: &AtomicBool) -> Result<Model> {
+    pub fn describe(source: &Source, checkpoint: &Checkpoint, cancel: &AtomicBool) -> Result<Model> {
         let summary = summarize(checkpoint)?;
         let config = match checkpoint.config()? {
             Some(text) => serde_json::from_str(&text).unwrap_or_default(),
@@ -107,12 +107,15 @@ impl Model {
             Ok(ModelFile {
                 name: name(&file.path),
                 bytes: file.len,
-                sha256: hashed.then(|| hash(&file.path, cancel)).transpose()?,
+                sha256: match &file.sha256 {
+                    Some(known) => Some(known.clone()),
+                    None => hashed.then(|| hash(&file.path, cancel)).transpose()?,
+                },
             })
         });
         let (weights, bytes) = (summary.weights(), summary.bytes());
         Ok(Model {
-            path: path.display().to_string(),
+            path: source.to_string(),
             container: summary.container.to_owned(),
             architecture,
             formats: summary.totals().into_iter().map(|total| total.format).collect(),
@@ -176,7 +179,8 @@ mod tests {
     }
 
     fn described(path: &Path) -> Result<Model> {
-        Model::describe(path, &Checkpoint::open(path).expect("model"), &AtomicBool::new(false))
+        let source = path.into();
+        Model::describe(&source, &Checkpoint::open(&source).expect("model"), &AtomicBool::new(false))
     }
 
     #[test]

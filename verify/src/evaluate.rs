@@ -2,11 +2,11 @@
 //! each other.
 
 use std::panic::resume_unwind;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use formats::Source;
 use rayon::ThreadPoolBuilder;
 
 use crate::cpu::Cpu;
@@ -49,7 +49,7 @@ impl Evaluation<'_> {
         let start = Instant::now();
         let options = self.options;
         let model = Weights::open(&options.model)?;
-        let reference = options.against.as_deref().map(Weights::open).transpose()?;
+        let reference = options.against.as_ref().map(Weights::open).transpose()?;
         let windows = Windows::of(options, &model.checkpoint, reference.as_ref().map(|r| &r.checkpoint))?;
 
         // Half of the memory for what outlives an operation, the rest for what is in work.
@@ -110,11 +110,11 @@ impl Evaluation<'_> {
     ) -> Result<(Model, Option<Model>, ModelFile)> {
         let options = self.options;
         let describe =
-            |path: &Path, weights: &Weights| Model::describe(path, &weights.checkpoint, self.cancel);
-        let against = options.against.as_deref().zip(reference);
+            |source: &Source, weights: &Weights| Model::describe(source, &weights.checkpoint, self.cancel);
+        let against = options.against.as_ref().zip(reference);
         Ok((
             describe(&options.model, model)?,
-            against.map(|(path, weights)| describe(path, weights)).transpose()?,
+            against.map(|(source, weights)| describe(source, weights)).transpose()?,
             ModelFile::hashed(options.input.path(), self.cancel)?,
         ))
     }

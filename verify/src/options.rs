@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use formats::Source;
+
 /// One evaluation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The model to measure: a GGUF file, an MLX folder or a checkpoint.
-    pub model: PathBuf,
+    pub model: Source,
     /// What to measure it against, usually the checkpoint that it was made of. Without it there is only perplexity.
-    pub against: Option<PathBuf>,
+    pub against: Option<Source>,
     /// The tokens.
     pub input: Input,
     /// Tokens in a chunk: how far the model looks back.

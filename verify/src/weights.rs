@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 
 use formats::checkpoint::Weights as Container;
 use formats::families::{self, Target, gguf_tensors};
 use formats::rows;
 use formats::scales::{DEFAULT_BLOCK, Scales};
-use formats::{Checkpoint, Content, Dtype, ModelConfig, OutputTensor};
+use formats::{Checkpoint, Content, Dtype, ModelConfig, OutputTensor, Source};
 use kernels::Isa;
 
 use crate::error::{Error, Result};
@@ -79,10 +78,10 @@ impl Weights {
     ///
     /// # Errors
     /// If the container is malformed, its family unknown, or a tensor missing.
-    pub fn open(path: &Path) -> Result<Weights> {
-        let checkpoint = Checkpoint::open(path)?;
+    pub fn open(model: &Source) -> Result<Weights> {
+        let checkpoint = Checkpoint::open(model)?;
         let source = checkpoint.source();
-        let place = path.display().to_string();
+        let place = model.to_string();
         let (metadata, tensors, scales) = match &checkpoint.weights {
             Container::Gguf(gguf) => {
                 (gguf.metadata().clone(), gguf_tensors(source), Scales::find(source, DEFAULT_BLOCK)?)

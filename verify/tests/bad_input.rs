@@ -58,8 +58,8 @@ fn tokens(folder: &Path, token: i64) -> PathBuf {
 
 fn error(model: &Path, against: Option<&Path>, tokens: &Path) -> Error {
     let options = Options {
-        model: model.to_owned(),
-        against: against.map(Path::to_owned),
+        model: model.into(),
+        against: against.map(Into::into),
         input: Input::Tokens(tokens.to_owned()),
         context: 8,
         chunks: None,
@@ -128,7 +128,7 @@ fn a_file_without_token_ids_is_refused() {
     let model = tiny(&dir.path().join("model"), 5, untouched);
     let wrong = model.join("model.safetensors");
     let options = |input| Options {
-        model: model.clone(),
+        model: model.clone().into(),
         against: None,
         input,
         context: 8,

@@ -18,7 +18,7 @@ fn fixture() -> PathBuf {
 
 /// Logits of one sequence of 24 tokens, for the first of the vocabulary.
 fn logits(model: &Path) -> Vec<f32> {
-    let weights = Weights::open(model).expect("model");
+    let weights = Weights::open(&model.into()).expect("model");
     let tokens = vec![(0..24u32).map(|i| (i * 97 + 13) % 2048).collect::<Vec<_>>()];
     let mut forward =
         Forward::on_cpu(&weights, Precision::F32, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding");

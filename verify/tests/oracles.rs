@@ -64,7 +64,7 @@ fn difference(family: &str, precision: Precision) -> f64 {
     } else {
         &folder
     };
-    let weights = Weights::open(model).expect("model");
+    let weights = Weights::open(&model.into()).expect("model");
     let mut forward =
         Forward::on_cpu(&weights, precision, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding");
     for layer in 0..forward.layers() {
@@ -96,7 +96,7 @@ macro_rules! oracles {
 #[test]
 #[ignore = "needs HALFBYTE_ORACLES"]
 fn sparse_attention_is_refused_where_it_would_leave_tokens_out() {
-    let weights = Weights::open(&folder("glm_moe_dsa")).expect("model");
+    let weights = Weights::open(&folder("glm_moe_dsa").into()).expect("model");
     let run = |length: usize| {
         let tokens = vec![vec![1; length]];
         Forward::on_cpu(&weights, Precision::F32, &tokens, &Space::new(1 << 30), 1 << 30)

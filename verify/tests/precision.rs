@@ -27,7 +27,7 @@ fn logits(weights: &Weights, precision: Precision) -> Vec<f32> {
 #[track_caller]
 fn agrees(model: &str, products: f64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(model);
-    let weights = Weights::open(&folder).expect("model");
+    let weights = Weights::open(&folder.into()).expect("model");
     let (exact, fast) = (logits(&weights, Precision::F32), logits(&weights, Precision::Fixed));
     let square = |x: f32| f64::from(x) * f64::from(x);
     let tokens = exact.chunks_exact(2048).zip(fast.chunks_exact(2048));

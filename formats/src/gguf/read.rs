@@ -2,14 +2,15 @@
 //! its splits as a source.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::value::{Array, Metadata, Value};
 use super::{ALIGNMENT, DEFAULT_ALIGNMENT, MAGIC, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, split_suffix, types};
 use crate::error::{Error, Result};
-use crate::index::{self, Index};
+use crate::index::Index;
+use crate::source::{Disk, Opened, ReadAt, Storage};
 use crate::tensor::{Dtype, SourceFile, TensorId, TensorMeta, TensorSource};
 
 /// The largest header accepted: ten times that of the largest vocabularies with merges.
@@ -303,12 +304,20 @@ impl Gguf {
     /// # Errors
     /// See [`parse_header`]; [`Error::MissingShard`] and [`Error::SplitMismatch`] if the splits are not whole.
     pub fn open(path: &Path) -> Result<Gguf> {
-        let (file, len, header) = open_one(path)?;
+        Gguf::open_in(path, Arc::new(Disk))
+    }
+
+    /// The same of a file that `storage` opens.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(path: &Path, storage: Arc<dyn Storage>) -> Result<Gguf> {
+        let (opened, header) = open_one(&*storage, path)?;
         let count = header.metadata.get(SPLIT_COUNT).and_then(Value::as_u64).unwrap_or(1);
-        let mut source = Gguf { index: Index::default(), metadata: Metadata::new() };
+        let mut source = Gguf { index: Index::new(storage), metadata: Metadata::new() };
         if count <= 1 {
             source.metadata = header.metadata;
-            source.index.add(path.to_owned(), file, len, header.tensors)?;
+            source.index.add(path.to_owned(), opened, header.tensors)?;
             return Ok(source);
         }
 
@@ -325,7 +334,7 @@ impl Gguf {
         };
         for no in 0..count {
             let shard = path.with_file_name(format!("{stem}{}", split_suffix(no, count)));
-            if !shard.exists() {
+            if !source.index.storage().is_file(&shard) {
                 return Err(Error::MissingShard {
                     path: shard,
                     named_by: format!("{SPLIT_COUNT} = {count}"),
@@ -347,7 +356,7 @@ impl Gguf {
     }
 
     fn add_split(&mut self, path: PathBuf, no: u64, count: u64) -> Result<()> {
-        let (file, len, header) = open_one(&path)?;
+        let (opened, header) = open_one(self.index.storage(), &path)?;
         for (what, expected) in [(SPLIT_NO, no), (SPLIT_COUNT, count)] {
             let value = header.metadata.get(what).and_then(Value::as_u64);
             if value != Some(expected) {
@@ -358,7 +367,7 @@ impl Gguf {
         if no == 0 {
             self.metadata = header.metadata;
         }
-        self.index.add(path, file, len, header.tensors)
+        self.index.add(path, opened, header.tensors)
     }
 
     /// The keys and values of the file, of a split model those of its first file.
@@ -367,10 +376,27 @@ impl Gguf {
     }
 }
 
-fn open_one(path: &Path) -> Result<(File, u64, Header)> {
-    let (file, len) = index::open(path)?;
-    let header = parse_header(path, BufReader::with_capacity(1 << 20, &file), len)?;
-    Ok((file, len, header))
+fn open_one(storage: &dyn Storage, path: &Path) -> Result<(Opened, Header)> {
+    let opened = storage.open(path)?;
+    let head = Head { handle: &*opened.handle, position: 0, len: opened.len };
+    let header = parse_header(path, BufReader::with_capacity(1 << 20, head), opened.len)?;
+    Ok((opened, header))
+}
+
+/// Reads a file's header from its beginning on.
+struct Head<'a> {
+    handle: &'a dyn ReadAt,
+    position: u64,
+    len: u64,
+}
+
+impl Read for Head<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = buffer.len().min((self.len - self.position) as usize);
+        self.handle.read_head_at(&mut buffer[..len], self.position)?;
+        self.position += len as u64;
+        Ok(len)
+    }
 }
 
 impl TensorSource for Gguf {
@@ -388,5 +414,13 @@ impl TensorSource for Gguf {
 
     fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.index.read_at(id, offset, buffer)
+    }
+
+    fn expect(&self, steps: Vec<Vec<usize>>) -> Result<()> {
+        self.index.expect(steps)
+    }
+
+    fn settled(&self, step: usize) {
+        self.index.storage().settled(step);
     }
 }

@@ -12,7 +12,7 @@ use crate::{folder, names, safetensors_file, write};
 const TENSOR: &str = r#"{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
 
 fn refused(path: &Path) -> Error {
-    Checkpoint::open(path).unwrap_err()
+    Checkpoint::open(&path.into()).unwrap_err()
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn a_folder_comes_with_config_and_side_files() {
         ("README.md", b"".to_vec()),
     ]);
     for path in [folder.path().to_owned(), folder.path().join("model.safetensors")] {
-        let checkpoint = Checkpoint::open(&path).unwrap();
+        let checkpoint = Checkpoint::open(&path.as_path().into()).unwrap();
         assert!(checkpoint.source().find("x").is_some());
         assert_eq!(checkpoint.config().unwrap().as_deref(), Some("{}"));
         let side: Vec<_> = ["tokenizer.json", "merges.txt"].map(|name| folder.path().join(name)).to_vec();
@@ -45,7 +45,7 @@ fn a_gguf_is_known_by_its_first_bytes() {
     );
     fs::rename(folder.path().join("m.gguf"), folder.path().join("model")).unwrap();
     fs::write(folder.path().join("config.json"), "{}").unwrap();
-    let checkpoint = Checkpoint::open(&folder.path().join("model")).unwrap();
+    let checkpoint = Checkpoint::open(&folder.path().join("model").into()).unwrap();
     let Weights::Gguf(gguf) = &checkpoint.weights else { panic!("no GGUF") };
     assert_eq!(gguf.metadata().get("general.architecture"), Some(&Value::String("llama".to_owned())));
     assert_eq!(gguf.files().len(), 1);
@@ -110,7 +110,7 @@ fn a_configuration_of_unreasonable_size_is_not_read() {
         .unwrap()
         .set_len(1 << 40)
         .unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap().config().unwrap_err();
+    let error = Checkpoint::open(&folder.path().into()).unwrap().config().unwrap_err();
     assert!(matches!(error, Error::HeaderTooLarge { .. }));
     names(&error, &["config.json", &(1u64 << 40).to_string()]);
 }

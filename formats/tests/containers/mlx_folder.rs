@@ -38,7 +38,7 @@ fn folder() -> TempDir {
 }
 
 fn open(path: &Path) -> Result<MlxFolder, Error> {
-    match Checkpoint::open(path)?.weights {
+    match Checkpoint::open(&path.into())?.weights {
         Weights::Mlx(folder) => Ok(folder),
         other => panic!("not MLX: {other:?}"),
     }
@@ -155,7 +155,7 @@ fn scales_must_have_the_shape_of_their_weight() {
 fn a_folder_of_hugging_face_is_none_of_mlx() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models");
     for model in ["tiny-llama", "tiny-deepseek"] {
-        let weights = Checkpoint::open(&models.join(model)).unwrap().weights;
+        let weights = Checkpoint::open(&models.join(model).into()).unwrap().weights;
         assert!(matches!(weights, Weights::Safetensors(_)));
     }
 }

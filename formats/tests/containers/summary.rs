@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::{names, write};
 
 fn open(path: &Path) -> Result<Summary, Error> {
-    Checkpoint::open(path).and_then(|checkpoint| summarize(&checkpoint))
+    Checkpoint::open(&path.into()).and_then(|checkpoint| summarize(&checkpoint))
 }
 
 fn tensor(name: &str, format: &str, shape: &[u64], bytes: u64, bits_per_weight: f64) -> Tensor {

@@ -22,10 +22,10 @@ mod round;
 mod rounder;
 pub mod text;
 
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use formats::Source;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use verify::Tokenizer;
@@ -105,7 +105,7 @@ impl Calibration {
 /// # Errors
 /// As [`run::run`], and whatever keeps the model from being evaluated.
 pub fn run(
-    source: &Path,
+    source: &Source,
     jobs: &[Job],
     text: &str,
     seen: Option<&Mutex<Importance>>,
@@ -171,7 +171,7 @@ fn unwrapped(error: Error) -> Error {
 
 /// The forward pass that calibrates.
 struct Pass<'a> {
-    source: &'a Path,
+    source: &'a Source,
     calibration: &'a Calibration,
     text: &'a str,
     seen: Option<&'a Mutex<Importance>>,

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use formats::output::Class;
+use formats::{Source, output::Class};
 use kernels::{Format, table};
 use verify::{hyper::Hyper, weights::Weights};
 
@@ -115,7 +115,7 @@ const TRIES: usize = 12;
 /// As [`measure::measure`], and if the target's engines run nothing of the container.
 #[expect(clippy::too_many_arguments, reason = "what is measured, on what, with what, and who is told")]
 pub fn measure(
-    source: &Path,
+    source: &Source,
     wish: &Wish,
     text: &str,
     context: usize,
@@ -134,7 +134,7 @@ pub fn measure(
 ///
 /// # Errors
 /// If the source can't be planned, or the target's engines run nothing of the container.
-pub fn fit(source: &Path, out: &Path, wish: &Wish) -> Result<Answer> {
+pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
     let align = align(wish);
     let format = match wish.container {
         Container::Gguf => "q8_0",
@@ -263,7 +263,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(source: &Path, job: &Job, wish: &Wish) -> Result<Model> {
+    fn new(source: &Source, job: &Job, wish: &Wish) -> Result<Model> {
         let hyper = Weights::open(source)?.hyper;
         let cache = if wish.target.is_some() { budget::cache(&hyper, &wish.run)? } else { Vec::new() };
         let is_mixture = job.outputs.iter().any(|output| output.class == Class::ExpertDown);

@@ -22,9 +22,9 @@ pub mod ratio;
 pub mod run;
 pub mod text;
 
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::sync::atomic::AtomicBool;
 
-use formats::{Content, OutputTensor, TensorId, output::Class};
+use formats::{Content, OutputTensor, Source, TensorId, output::Class};
 use kernels::{Format, q4_0::Q4_0};
 use serde::Serialize;
 use verify::weights::Weights;
@@ -120,7 +120,7 @@ fn is_tried(tensor: &OutputTensor) -> bool {
 /// If the source can't be read or has no graph or tokenizer, the text is too short, or a hidden state is no number;
 /// [`verify::Error::Interrupted`] once `cancel` is set.
 pub fn measure(
-    source: &Path,
+    source: &Source,
     request: &Request<'_>,
     progress: &dyn Progress,
     cancel: &AtomicBool,

@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn the_naive_and_the_absorbed_form_agree() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/tiny-deepseek");
-        let weights = Weights::open(&folder).expect("fixture");
+        let weights = Weights::open(&folder.into()).expect("fixture");
         let graph = read(&weights).expect("graph");
         let ops = Cpu::new(&weights, Precision::F32);
         let sequences = Sequences { lengths: vec![40, 7] };

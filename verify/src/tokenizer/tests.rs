@@ -20,7 +20,7 @@ fn both(folder: &Path) -> (Tokenizer, Tokenizer) {
     let config = ModelConfig::read(folder).expect("configuration");
     let rebuilt = metadata::gguf_metadata(folder, &config).expect("metadata");
     let rebuilt = Tokenizer::of_metadata("model.gguf".into(), &rebuilt).expect("rebuilt");
-    (Tokenizer::of(&Checkpoint::open(folder).expect("checkpoint")).expect("tokenizer"), rebuilt)
+    (Tokenizer::of(&Checkpoint::open(&folder.into()).expect("checkpoint")).expect("tokenizer"), rebuilt)
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_folder_without_a_tokenizer_is_refused() {
     for name in ["config.json", "model.safetensors"] {
         fs::copy(fixture("tiny-llama").join(name), folder.path().join(name)).expect("copy");
     }
-    let error =
-        Tokenizer::of(&Checkpoint::open(folder.path()).expect("checkpoint")).expect_err("no tokenizer");
+    let error = Tokenizer::of(&Checkpoint::open(&folder.path().into()).expect("checkpoint"))
+        .expect_err("no tokenizer");
     assert!(error.to_string().contains("--tokens"), "{error}");
 }
