@@ -15,7 +15,7 @@ use crate::tensor::TensorSource;
 const MAX_CONFIG: u64 = 16 << 20;
 
 /// Files that belong to a model beside weights and `config.json`: what tokenizers and generation read.
-const SIDE_FILES: [&str; 11] = [
+pub const SIDE_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",

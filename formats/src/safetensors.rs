@@ -325,10 +325,7 @@ impl Safetensors {
                     second: path.to_owned(),
                 });
             }
-            let mut parts = Path::new(shard).components();
-            if parts.clone().next().is_none() || !parts.all(|part| matches!(part, Component::Normal(_))) {
-                return Err(Error::ShardOutside { path: path.to_owned(), shard: shard.clone() });
-            }
+            check_shard(path, shard)?;
             shards.insert(shard);
         }
 
@@ -407,6 +404,25 @@ impl TensorSource for Safetensors {
     fn settled(&self, step: usize) {
         self.index.storage().settled(step);
     }
+}
+
+/// The files that an index names, sorted.
+///
+/// # Errors
+/// If it is no index, or names a file outside of its folder.
+pub fn shards_of(path: &Path) -> Result<Vec<String>> {
+    let shards: BTreeSet<String> = read_index(path)?.into_iter().map(|(_, shard)| shard).collect();
+    shards.iter().try_for_each(|shard| check_shard(path, shard))?;
+    Ok(shards.into_iter().collect())
+}
+
+/// Refuses a shard that does not lie in the folder of its index.
+fn check_shard(index: &Path, shard: &str) -> Result<()> {
+    let mut parts = Path::new(shard).components();
+    if parts.clone().next().is_none() || !parts.all(|part| matches!(part, Component::Normal(_))) {
+        return Err(Error::ShardOutside { path: index.to_owned(), shard: shard.to_owned() });
+    }
+    Ok(())
 }
 
 /// The pairs of tensor and shard in an index file.

@@ -132,6 +132,11 @@ impl Source {
         Source { path, storage, origin: Some(origin) }
     }
 
+    /// The same model, which is known to come from there.
+    pub fn of(self, origin: Origin) -> Source {
+        Source { origin: Some(origin), ..self }
+    }
+
     /// The folder, or the file with weights.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,0 +1,574 @@
+//! Weights that pass through a bounded part of the disk: a file is fetched whole, checked against its hash, read, and dropped when
+//! nothing will read it any more.
+//!
+//! A pass says beforehand in which order it will read ([`Storage::expect`]) and what is settled ([`Storage::settled`]): then files come
+//! in that order, as far ahead as there is room, and go as soon as they may. Without such a plan (a forward pass) a file comes when it
+//! is first read, and the one that was read longest ago goes when room is needed. Headers are read by range before; they are compared
+//! with the file's once it is there.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use formats::source::{Opened, ReadAt, Source, Storage};
+
+use crate::api::{Hash, RemoteFile};
+use crate::cache::lock;
+use crate::client::{About, Ask, Attempts, Client, Failed, place};
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::repo::RepoId;
+use crate::snapshot::Snapshot;
+use crate::transfer::{self, Room, Transfer, hash_of};
+
+/// Of a file, so many bytes are fetched at first for its header.
+const HEAD: u64 = 96 << 10;
+/// Of a longer header, so many more at a time.
+const MORE_HEAD: u64 = 1 << 20;
+/// Headers that are fetched at the same time.
+const HEADS_AT_ONCE: usize = 8;
+/// How often those who wait look whether the user wants to stop.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The bounded part of the disk, and who fetches into it.
+struct Scratch {
+    client: Arc<Client>,
+    repo: RepoId,
+    commit: String,
+    folder: PathBuf,
+    budget: u64,
+    progress: Arc<dyn Progress>,
+    files: Vec<Remote>,
+    by_path: HashMap<PathBuf, usize>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// No other process uses the folder as long as it is held.
+    _lock: File,
+}
+
+/// A file with weights.
+struct Remote {
+    /// Under which name the model knows it.
+    path: PathBuf,
+    file: RemoteFile,
+    /// Where it lies in the shared cache, if it does: then it takes no room here.
+    cached: Option<PathBuf>,
+    /// Its first bytes, unchecked.
+    head: Mutex<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is whole.
+    here: HashMap<usize, Here>,
+    /// Bytes of the file that is being fetched.
+    coming: u64,
+    /// The file that is being fetched.
+    fetching: Option<usize>,
+    /// Files that somebody waits for, in the order of their asking.
+    asked: Vec<usize>,
+    plan: Option<Plan>,
+    /// Counts reads.
+    clock: u64,
+    /// Why no more will come.
+    failed: Option<String>,
+    /// Nobody reads any more.
+    over: bool,
+    /// Whether somebody fetches.
+    started: bool,
+}
+
+struct Here {
+    file: Arc<File>,
+    last_read: u64,
+    /// What it takes of the budget.
+    bytes: u64,
+}
+
+/// What will be read.
+struct Plan {
+    /// Files in the order in which they are first read.
+    order: Vec<usize>,
+    /// The last step that reads each.
+    last: HashMap<usize, usize>,
+    /// Steps that are settled.
+    settled: usize,
+}
+
+impl Plan {
+    fn is_done_with(&self, file: usize) -> bool {
+        self.last.get(&file).is_none_or(|&last| last < self.settled)
+    }
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scratch")
+            .field("repo", &self.repo)
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens a model whose weights stay on the Hub and pass through `budget` bytes of this disk. Reads headers alone.
+///
+/// # Errors
+/// [`Error::Busy`] if another process streams the same commit; what the Hub says; [`Error::Unreachable`].
+pub fn stream(
+    client: &Arc<Client>,
+    snapshot: &Snapshot,
+    budget: u64,
+    progress: &Arc<dyn Progress>,
+) -> Result<Source> {
+    let home = client.settings().home.join("halfbyte").join("scratch");
+    let folder = home.join(format!("{}--{}--{}", snapshot.repo.owner, snapshot.repo.name, snapshot.commit));
+    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let held = lock(&folder.with_extension("lock"))?;
+    let remote = |file: &RemoteFile| Remote {
+        path: snapshot.folder().join(&file.path),
+        cached: Some(snapshot.cache.blob(&file.hash)).filter(|blob| blob.exists()),
+        file: file.clone(),
+        head: Mutex::default(),
+    };
+    let files: Vec<Remote> = snapshot.weights.iter().map(remote).collect();
+    let scratch = Scratch {
+        client: Arc::clone(client),
+        repo: snapshot.repo.clone(),
+        commit: snapshot.commit.clone(),
+        folder,
+        budget,
+        progress: Arc::clone(progress),
+        by_path: files.iter().enumerate().map(|(index, file)| (file.path.clone(), index)).collect(),
+        files,
+        state: Mutex::default(),
+        changed: Condvar::new(),
+        _lock: held,
+    };
+    scratch.recover()?;
+    scratch.heads()?;
+    let storage = Arc::new(Stream(Arc::new(scratch)));
+    Ok(Source::elsewhere(snapshot.path(), storage, snapshot.origin()))
+}
+
+/// A scratch that stops fetching when nobody reads from it any more.
+#[derive(Debug)]
+struct Stream(Arc<Scratch>);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.over = true;
+        if state.plan.as_ref().is_some_and(|plan| plan.order.iter().all(|&file| plan.is_done_with(file))) {
+            drop(state);
+            // All was read: nothing of it is of use to a later run.
+            let _ = fs::remove_dir_all(&self.0.folder);
+        }
+        self.0.changed.notify_all();
+    }
+}
+
+impl Storage for Stream {
+    fn open(&self, path: &Path) -> formats::Result<Opened> {
+        let Some(&index) = self.0.by_path.get(path) else { return formats::source::Disk.open(path) };
+        let file = &self.0.files[index].file;
+        let sha256 = match &file.hash {
+            Hash::Sha256(hex) => Some(hex.clone()),
+            Hash::GitBlob(_) => None,
+        };
+        let handle = Arc::new(Handle { scratch: Arc::clone(&self.0), index });
+        Ok(Opened { handle, len: file.bytes, sha256 })
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        self.0.by_path.contains_key(path) || path.is_file()
+    }
+
+    fn list(&self, folder: &Path) -> formats::Result<Vec<PathBuf>> {
+        let mut files = formats::source::Disk.list(folder)?;
+        files.extend(self.0.by_path.keys().filter(|path| path.parent() == Some(folder)).cloned());
+        files.sort();
+        files.dedup();
+        Ok(files)
+    }
+
+    fn expect(&self, steps: Vec<Vec<&Path>>) -> formats::Result<()> {
+        self.0.expect(steps).map_err(|error| {
+            let source = io::Error::other(error);
+            formats::Error::Io { path: self.0.folder.clone(), source }
+        })
+    }
+
+    fn settled(&self, step: usize) {
+        self.0.settled(step);
+    }
+}
+
+/// An open file of a scratch.
+#[derive(Debug)]
+struct Handle {
+    scratch: Arc<Scratch>,
+    index: usize,
+}
+
+impl ReadAt for Handle {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let file = self.scratch.file(self.index).map_err(io::Error::other)?;
+        FileExt::read_exact_at(&*file, buffer, offset)
+    }
+
+    fn read_head_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.scratch.read_head(self.index, buffer, offset).map_err(io::Error::other)
+    }
+}
+
+impl Scratch {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits for a change, but not for long.
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, LOOK).unwrap_or_else(|poisoned| poisoned.into_inner()).0
+    }
+
+    /// Where a file's bytes lie here.
+    fn place(&self, index: usize) -> PathBuf {
+        self.folder.join(self.files[index].file.hash.hex())
+    }
+
+    /// Takes up what an earlier run left, once it is checked; what belongs to no file of the model goes.
+    fn recover(&self) -> Result<()> {
+        let known: HashMap<&str, usize> =
+            self.files.iter().enumerate().map(|(index, file)| (file.file.hash.hex(), index)).collect();
+        for entry in fs::read_dir(&self.folder).map_err(Error::io(&self.folder))? {
+            let path = entry.map_err(Error::io(&self.folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let index = known.get(name.split('.').next().unwrap_or_default()).copied();
+            let is_of_use = index.filter(|&index| self.files[index].cached.is_none());
+            match is_of_use {
+                // An unfinished file goes on when its turn comes.
+                Some(_) if name.contains('.') => continue,
+                Some(index) if hash_of(&self.client, &path, &self.files[index].file.hash)? == name => {
+                    self.keep(&mut self.lock(), index)?;
+                    continue;
+                }
+                _ => fs::remove_file(&path).map_err(Error::io(&path))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a whole file as here.
+    fn keep(&self, state: &mut State, index: usize) -> Result<()> {
+        let remote = &self.files[index];
+        let (path, bytes) = match &remote.cached {
+            Some(blob) => (blob.clone(), 0),
+            None => (self.place(index), remote.file.bytes),
+        };
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        // What was planned by must be what is read.
+        let head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut found = vec![0; head.len()];
+        FileExt::read_exact_at(&file, &mut found, 0).map_err(Error::io(&path))?;
+        if found != *head {
+            return Err(Error::Changed {
+                repo: self.repo.to_string(),
+                file: remote.file.path.clone(),
+                before: "another header".to_owned(),
+                now: "a header that its hash confirms".to_owned(),
+            });
+        }
+        state.clock += 1;
+        let last_read = state.clock;
+        state.here.insert(index, Here { file: Arc::new(file), last_read, bytes });
+        Ok(())
+    }
+
+    /// Fetches the beginning of every file.
+    fn heads(&self) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            while let Some(remote) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let mut head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                self.extend_head(remote, &mut head, HEAD.min(remote.file.bytes))?;
+                // A safetensors file says how long its header is.
+                if remote.file.path.ends_with(".safetensors")
+                    && let Some(len) = head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+                    && len <= formats::safetensors::MAX_HEADER
+                {
+                    self.extend_head(remote, &mut head, (8 + len).min(remote.file.bytes))?;
+                }
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..HEADS_AT_ONCE.min(self.files.len())).map(|_| scope.spawn(work)).collect();
+            let join = |worker: thread::ScopedJoinHandle<'_, Result<()>>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            workers.into_iter().map(join).collect::<Vec<_>>().into_iter().collect()
+        })
+    }
+
+    /// Fetches the first `len` bytes of a file, as far as they are not there.
+    fn extend_head(&self, remote: &Remote, head: &mut Vec<u8>, len: u64) -> Result<()> {
+        let have = head.len() as u64;
+        if len <= have {
+            return Ok(());
+        }
+        if let Some(blob) = &remote.cached {
+            let mut more = vec![0; (len - have) as usize];
+            let file = File::open(blob).map_err(Error::io(blob))?;
+            FileExt::read_exact_at(&file, &mut more, have).map_err(Error::io(blob))?;
+            head.extend(more);
+            return Ok(());
+        }
+        let url = self.client.resolve(&self.repo, &self.commit, &remote.file.path);
+        let about = About { repo: &self.repo, revision: Some(&self.commit), file: Some(&remote.file.path) };
+        let range = have..len;
+        let mut attempts = Attempts::default();
+        loop {
+            match self.range(&url, &range, remote.file.bytes, &about)? {
+                Ok(bytes) => {
+                    self.progress.advance(bytes.len() as u64);
+                    head.extend(bytes);
+                    return Ok(());
+                }
+                Err(failed) => self.client.wait(&mut attempts, &place(&url), failed)?,
+            }
+        }
+    }
+
+    /// A small range of a file, or why it did not come.
+    fn range(
+        &self,
+        url: &str,
+        range: &Range<u64>,
+        bytes: u64,
+        about: &About<'_>,
+    ) -> Result<std::result::Result<Vec<u8>, Failed>> {
+        let ask = Ask { range: Some((range.start, range.end - 1)), ..Ask::get(url) };
+        let answer = match self.client.attempt(&ask) {
+            Ok(answer) => answer,
+            Err(failed) => return Ok(Err(failed)),
+        };
+        if answer.status >= 400 && answer.url.starts_with(&self.client.url("/")) {
+            return self.client.ok(answer, about).map(|_| Ok(Vec::new()));
+        }
+        if let Err(problem) = transfer::check(&answer, range, bytes) {
+            return Ok(Err(Failed::new(problem)));
+        }
+        let mut found = vec![0; (range.end - range.start) as usize];
+        let mut body = answer.body;
+        Ok(match io::Read::read_exact(&mut body.as_reader(), &mut found) {
+            Ok(()) => Ok(found),
+            Err(error) => Err(Failed::new(error.to_string())),
+        })
+    }
+
+    fn read_head(&self, index: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let remote = &self.files[index];
+        let mut head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let end = offset + buffer.len() as u64;
+        self.extend_head(remote, &mut head, end.next_multiple_of(MORE_HEAD).min(remote.file.bytes).max(end))?;
+        buffer.copy_from_slice(&head[offset as usize..end as usize]);
+        Ok(())
+    }
+
+    /// A file that is whole, once it is.
+    fn file(self: &Arc<Self>, index: usize) -> Result<Arc<File>> {
+        let mut state = self.lock();
+        if self.files[index].cached.is_some() && !state.here.contains_key(&index) {
+            self.keep(&mut state, index)?;
+        }
+        loop {
+            state.clock += 1;
+            let now = state.clock;
+            if let Some(here) = state.here.get_mut(&index) {
+                here.last_read = now;
+                let file = Arc::clone(&here.file);
+                state.asked.retain(|&asked| asked != index);
+                return Ok(file);
+            }
+            if self.client.is_cancelled() {
+                return Err(Error::Interrupted);
+            }
+            if let Some(problem) = &state.failed {
+                return Err(Error::Usage(problem.clone()));
+            }
+            self.fits(&[index])?;
+            if !state.asked.contains(&index) {
+                state.asked.push(index);
+                self.changed.notify_all();
+            }
+            self.start(&mut state);
+            state = self.wait(state);
+        }
+    }
+
+    /// Refuses files that can't be here at the same time.
+    fn fits(&self, files: &[usize]) -> Result<()> {
+        let files = files.iter().map(|&index| &self.files[index]).filter(|file| file.cached.is_none());
+        let (names, needed) = files.fold((Vec::new(), 0), |(mut names, sum), remote| {
+            names.push(remote.file.path.as_str());
+            (names, sum + remote.file.bytes)
+        });
+        if needed > self.budget {
+            return Err(Error::Budget { files: names.join(" and "), needed, budget: self.budget });
+        }
+        Ok(())
+    }
+
+    fn expect(self: &Arc<Self>, steps: Vec<Vec<&Path>>) -> Result<()> {
+        let (mut order, mut last) = (Vec::new(), HashMap::new());
+        for (step, paths) in steps.iter().enumerate() {
+            let files: Vec<usize> =
+                paths.iter().filter_map(|path| self.by_path.get(*path).copied()).collect();
+            self.fits(&files)?;
+            for file in files {
+                if last.insert(file, step).is_none() {
+                    order.push(file);
+                }
+            }
+        }
+        let mut state = self.lock();
+        state.plan = Some(Plan { order, last, settled: 0 });
+        self.drop_done(&mut state);
+        self.start(&mut state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn settled(&self, step: usize) {
+        let mut state = self.lock();
+        if let Some(plan) = &mut state.plan {
+            plan.settled = plan.settled.max(step + 1);
+        }
+        self.drop_done(&mut state);
+        self.changed.notify_all();
+    }
+
+    /// Drops what no later step reads.
+    fn drop_done(&self, state: &mut State) {
+        let Some(plan) = &state.plan else { return };
+        let done: Vec<usize> = state.here.keys().copied().filter(|&file| plan.is_done_with(file)).collect();
+        for file in done {
+            self.forget(state, file);
+        }
+    }
+
+    fn forget(&self, state: &mut State, file: usize) {
+        state.here.remove(&file);
+        if self.files[file].cached.is_none() {
+            // What can't be removed is removed by the next run.
+            let _ = fs::remove_file(self.place(file));
+        }
+    }
+
+    /// What may go so that `wanted`, which somebody waits for, can come: what nothing will read any more, the longest unread first;
+    /// then what will be read last, if that is after `wanted`. What was read for steps that are not settled yet goes when they are.
+    fn dispensable(&self, state: &State, wanted: usize) -> Option<usize> {
+        let plan = state.plan.as_ref();
+        let turn = |file: usize| plan.and_then(|plan| plan.order.iter().position(|&other| other == file));
+        let candidates = || state.here.iter().filter(|(_, here)| here.bytes > 0);
+        let is_done = |file: usize| plan.is_none_or(|plan| plan.is_done_with(file));
+        let oldest = candidates().filter(|(file, _)| is_done(**file)).min_by_key(|(_, here)| here.last_read);
+        let latest = || {
+            candidates().filter(|(file, _)| turn(**file) > turn(wanted)).max_by_key(|(file, _)| turn(**file))
+        };
+        oldest.or_else(latest).map(|(&file, _)| file)
+    }
+
+    /// Has somebody fetch.
+    fn start(self: &Arc<Self>, state: &mut State) {
+        if !state.started {
+            state.started = true;
+            let scratch = Arc::clone(self);
+            thread::spawn(move || scratch.run());
+        }
+    }
+
+    /// Fetches one file after the other, as long as somebody reads.
+    fn run(&self) {
+        loop {
+            let mut state = self.lock();
+            let next = loop {
+                if state.over || state.failed.is_some() || self.client.is_cancelled() {
+                    return;
+                }
+                match self.next(&state) {
+                    Some(next) => break next,
+                    None => state = self.wait(state),
+                }
+            };
+            let path = self.place(next);
+            state.fetching = Some(next);
+            state.coming = transfer::there(&path, self.files[next].file.bytes);
+            drop(state);
+            let remote = &self.files[next].file;
+            self.progress.begin(&remote.path, remote.bytes, 0);
+            let (client, repo, commit) = (&*self.client, &self.repo, self.commit.as_str());
+            let (room, progress) = (Share { scratch: self, file: next }, &*self.progress);
+            let fetched =
+                Transfer { client, repo, commit, file: remote, path: &path, room: &room, progress }.run();
+            self.progress.end();
+            let mut state = self.lock();
+            (state.fetching, state.coming) = (None, 0);
+            if let Err(error) = fetched.and_then(|()| self.keep(&mut state, next)) {
+                state.failed = Some(error.to_string());
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// What to fetch now: what somebody waits for, then what will be read next.
+    fn next(&self, state: &State) -> Option<usize> {
+        let is_away = |file: &usize| !state.here.contains_key(file) && self.files[*file].cached.is_none();
+        let asked = state.asked.iter().copied().find(|file| is_away(file));
+        let planned = || {
+            let plan = state.plan.as_ref()?;
+            plan.order.iter().copied().find(|file| is_away(file) && !plan.is_done_with(*file))
+        };
+        asked.or_else(planned)
+    }
+}
+
+/// The room that a file may take.
+struct Share<'a> {
+    scratch: &'a Scratch,
+    file: usize,
+}
+
+impl Room for Share<'_> {
+    fn take(&self, bytes: u64) -> Result<()> {
+        let scratch = self.scratch;
+        let mut state = scratch.lock();
+        loop {
+            if scratch.client.is_cancelled() || state.over {
+                return Err(Error::Interrupted);
+            }
+            let taken: u64 = state.here.values().map(|here| here.bytes).sum();
+            if taken + state.coming + bytes <= scratch.budget {
+                state.coming += bytes;
+                return Ok(());
+            }
+            match state.asked.contains(&self.file).then(|| scratch.dispensable(&state, self.file)).flatten() {
+                Some(other) => scratch.forget(&mut state, other),
+                None => state = scratch.wait(state),
+            }
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        false
+    }
+}
