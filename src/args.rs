@@ -16,6 +16,8 @@ pub struct Args {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Fetch a model from the Hub into the cache, checked
+    Fetch(Fetch),
     /// Make a model fit a machine: plan, quantize, verify, and write its card
     Shrink(Shrink),
     /// What of a model fits a machine, how good and how fast it would be, from headers alone
@@ -44,7 +46,8 @@ pub enum Container {
 /// A model, a machine, and how it is to run there.
 #[derive(ClapArgs)]
 pub struct Fit {
-    /// Folder of a Hugging Face checkpoint (safetensors, config.json, tokenizer), or a GGUF file
+    /// Folder of a Hugging Face checkpoint (safetensors, config.json, tokenizer), a GGUF file, or a repository on the Hub
+    /// (OWNER/NAME[@REVISION], hf:OWNER/NAME)
     pub source: PathBuf,
     /// Machine: a name of `halfbyte targets`, `auto` for this one, a size such as 37GiB, or a card with host memory
     /// such as vram-48+384GiB
@@ -106,6 +109,7 @@ Examples:
   halfbyte shrink ./Llama-3.1-70B --fit vram-48 --out llama-70b
   halfbyte shrink ./DeepSeek-R1 --fit mac-studio-512 --context 32768 --out r1
   halfbyte shrink ./Qwen3-30B-A3B --fit mac-48 --to mlx --out qwen3-mlx
+  halfbyte shrink deepseek-ai/DeepSeek-R1 --fit mac-studio-512 --disk 20GB --out r1
   halfbyte shrink ./model --max-size 4GiB --text my-domain.txt --out small
 
 A run that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
@@ -122,6 +126,9 @@ pub struct Shrink {
     /// How many chunks of 512 tokens to verify on [default: 16]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub chunks: Option<usize>,
+    /// Of a Hub repository: do not fetch it into the cache, but pass its weights through so many bytes of the disk
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub disk: Option<u64>,
     #[command(flatten)]
     pub calibrate: Calibrate,
     /// Do not verify
@@ -148,6 +155,7 @@ Examples:
   halfbyte plan ./DeepSeek-R1 --fit vram-48+384GiB --context 131072 --kv q8_0
   halfbyte plan ./Llama-3.1-70B --fit vram-48 --recipe llama.toml
   halfbyte plan ./Qwen3-30B-A3B --fit mac-48 --to mlx --json
+  halfbyte plan deepseek-ai/DeepSeek-R1@main --fit mac-studio-512
   halfbyte plan ./model --max-size 4GiB
 
 Reads headers only, unless --sample or --calibrate is given. What it shows as exact is exact: bytes of weights and of the KV cache; what
@@ -180,11 +188,13 @@ Examples:
   halfbyte quantize ./model --format q4_k_m --calibrate my-domain.txt --out m.gguf
   halfbyte quantize ./model --calibrate t.txt --to gguf --format q5_0 --out m.gguf --to mlx --format 4bit-g64 --out m-mlx
   halfbyte quantize ./model --recipe model.toml --out m.gguf
+  halfbyte quantize hf:Qwen/Qwen3-8B --format q4_k_m --disk 10GB --out qwen3.gguf
 
 A run that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted and resumable.")]
 pub struct Quantize {
-    /// Folder of a Hugging Face checkpoint (safetensors, config.json, tokenizer), or a GGUF file
+    /// Folder of a Hugging Face checkpoint (safetensors, config.json, tokenizer), a GGUF file, or a repository on the Hub
+    /// (OWNER/NAME[@REVISION], hf:OWNER/NAME)
     pub source: PathBuf,
     /// Container to write [default: gguf]; with several outputs, --to, --format and --out are given once for each, in order
     #[arg(long, value_enum)]
@@ -215,6 +225,9 @@ pub struct Quantize {
     /// Write what the weights were multiplied with as an importance matrix, in the GGUF form of llama-imatrix
     #[arg(long, value_name = "FILE", requires = "calibrate")]
     pub imatrix_out: Option<PathBuf>,
+    /// Of a Hub repository: do not fetch it into the cache, but pass its weights through so many bytes of the disk
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub disk: Option<u64>,
     /// Threads that encode [default: all cores]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -251,7 +264,7 @@ what was done. Shares such as same_top1 and rms_dp are fractions of 1 in JSON; d
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 worse than --max-kld or --max-ppl-ratio allows, 130 interrupted."
 )]
 pub struct Verify {
-    /// What to measure: a GGUF file, an MLX folder, or a checkpoint
+    /// What to measure: a GGUF file, an MLX folder, a checkpoint, or a repository on the Hub
     #[arg(value_name = "FILE")]
     pub model: PathBuf,
     /// What to measure it against: the checkpoint it was made of, or any model with the same tokenizer
@@ -278,6 +291,9 @@ pub struct Verify {
     /// Multiply in fixed point: faster, up to twice, for a rounding of weights and activations that is finer than half floats'
     #[arg(long)]
     pub fast: bool,
+    /// Of Hub repositories: do not fetch it into the cache, but pass their weights through so many bytes of the disk, each
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub disk: Option<u64>,
     /// Threads that compute [default: all cores]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub threads: Option<usize>,
@@ -309,11 +325,37 @@ fn limit(text: &str) -> Result<f64, String> {
 Examples:
   halfbyte inspect model.gguf
   halfbyte inspect ./Llama-3.1-8B
+  halfbyte inspect deepseek-ai/DeepSeek-R1
   halfbyte inspect ./mlx-folder --json | jq '.bits_per_weight'")]
 pub struct Inspect {
-    /// A checkpoint folder, a GGUF file (any shard of a split one) or an MLX folder
+    /// A checkpoint folder, a GGUF file (any shard of a split one), an MLX folder, or a repository on the Hub
     pub path: PathBuf,
     /// Print everything as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  halfbyte fetch deepseek-ai/DeepSeek-R1
+  halfbyte fetch Qwen/Qwen3-8B@main --dry-run
+  halfbyte fetch bartowski/Qwen3-8B-GGUF/Qwen3-8B-Q4_K_M.gguf
+  llama-server -m $(halfbyte fetch OWNER/NAME)
+
+Only the files that a model needs are fetched: weights, configuration, tokenizer, card. Their place is the cache that all of
+Hugging Face's tools share; what is there already is used. Every byte is checked against the hash that the Hub states. A fetch
+that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
+Environment: HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted and resumable.")]
+pub struct Fetch {
+    /// Repository: OWNER/NAME, with @REVISION for a branch, tag or commit, with /FILE for one of several GGUF models in it
+    #[arg(value_name = "REPO")]
+    pub repo: String,
+    /// Show the files and their sizes; fetch no weights
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the result as JSON on standard output
     #[arg(long)]
     pub json: bool,
 }

@@ -10,14 +10,16 @@ use formats::{
 use serde_json::{Value, json};
 
 use crate::{
-    args, source,
+    args,
+    source::{self, Need},
     table::{print_json, shape, table},
     text,
 };
 
 /// Shows what a model on disk holds, from its headers.
 pub fn run(args: &args::Inspect) -> Result<()> {
-    let checkpoint = Checkpoint::open(&source::open(&args.path)?).map_err(quantize::Error::from)?;
+    let checkpoint =
+        Checkpoint::open(&source::open(&args.path, Need::Headers)?).map_err(quantize::Error::from)?;
     let summary = summarize(&checkpoint).map_err(quantize::Error::from)?;
     if args.json { print_json(&as_json(&summary)?) } else { print(&summary) }
 }

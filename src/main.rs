@@ -2,6 +2,7 @@
 
 mod args;
 mod calibration;
+mod fetch_verb;
 mod formats_verb;
 mod inspect;
 mod interrupt;
@@ -14,6 +15,7 @@ mod steps;
 mod table;
 mod targets_verb;
 mod text;
+mod transfers;
 mod verify_verb;
 
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let args = Args::parse();
     let result = match &args.verb {
+        Verb::Fetch(options) => fetch_verb::run(options),
         Verb::Shrink(options) => shrink::run(options),
         Verb::Plan(options) => plan_verb::run(options),
         Verb::Quantize(options) => quantize_verb::run(options),
@@ -60,6 +63,13 @@ fn main() -> ExitCode {
 
 /// What a script is told about an error.
 fn code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.chain().find_map(hub_error) {
+        return match error {
+            hub::Error::Interrupted => INTERRUPTED,
+            hub::Error::Usage(_) => USAGE,
+            _ => FAILED,
+        };
+    }
     if let Some(error) = error.downcast_ref::<quantize::Error>() {
         match error {
             quantize::Error::Interrupted { .. } => INTERRUPTED,
@@ -82,6 +92,12 @@ fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// A Hub's error, which may have come through a read.
+fn hub_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a hub::Error> {
+    let read = || cause.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref();
+    cause.downcast_ref().or_else(read)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +112,17 @@ mod tests {
             (quantize::Error::Interrupted { partial: "p".into() }.into(), INTERRUPTED),
             (quantize::Error::Usage(usage()).into(), USAGE),
             (anyhow::anyhow!("else"), FAILED),
+            (hub::Error::Interrupted.into(), INTERRUPTED),
+            (hub::Error::Usage(usage()).into(), USAGE),
+            (std::io::Error::other(hub::Error::Interrupted).into(), INTERRUPTED),
+            (
+                quantize::Error::from(formats::Error::Io {
+                    path: "f".into(),
+                    source: std::io::Error::other(hub::Error::Interrupted),
+                })
+                .into(),
+                INTERRUPTED,
+            ),
         ] {
             assert_eq!(code(&error), expected, "{error}");
         }

@@ -19,7 +19,7 @@ use verify::text::significant;
 use crate::{
     args, calibration,
     interrupt::interruptible,
-    source,
+    source::{self, Need},
     table::{print_json, table},
     text,
 };
@@ -38,7 +38,9 @@ impl std::error::Error for TooLarge {}
 
 /// Plans from headers and shows what it would be.
 pub fn run(args: &args::Plan) -> Result<()> {
-    let source = source::open(&args.fit.source)?;
+    let reads = args.sample || args.calibrate.calibrate.is_some();
+    let source =
+        source::open(&args.fit.source, if reads { Need::Weights { disk: None } } else { Need::Headers })?;
     let mut wish = wish(&args.fit, if args.sample { Basis::Sampled } else { Basis::Expected })?;
     if let Some(text) = calibration::read(&args.calibrate)? {
         let cancel = interruptible()?;

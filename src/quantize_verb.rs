@@ -21,7 +21,7 @@ use crate::{
     calibration::{self, Text},
     interrupt::interruptible,
     progress::Watch,
-    source,
+    source::{self, Need},
     table::{print_json, shape, table},
     text,
 };
@@ -32,7 +32,8 @@ pub fn run(args: &args::Quantize) -> Result<()> {
     if let (Some(text), Some(path)) = (&mut text, &args.imatrix_out) {
         text.gather(path)?;
     }
-    let source = source::open(&args.source)?;
+    let need = if args.dry_run { Need::Headers } else { Need::Weights { disk: args.disk } };
+    let source = source::open(&args.source, need)?;
     let jobs = plan(args, &source, text.as_ref())?;
     for warning in jobs.iter().flat_map(|job| &job.warnings) {
         eprintln!("warning: {warning}");

@@ -15,7 +15,7 @@ use verify::{
 use crate::{
     args,
     interrupt::interruptible,
-    source,
+    source::{self, Need},
     steps::Steps,
     table::{print_json, table},
     text,
@@ -32,9 +32,10 @@ pub fn run(args: &args::Verify) -> Result<()> {
     for out in [&args.report, &args.logits].into_iter().flatten() {
         has_a_folder(out)?;
     }
+    let need = Need::Weights { disk: args.disk };
     let options = Options {
-        model: source::open(&args.model)?,
-        against: args.against.as_deref().map(source::open).transpose()?,
+        model: source::open(&args.model, need)?,
+        against: args.against.as_deref().map(|against| source::open(against, need)).transpose()?,
         input,
         context: args.context,
         chunks: args.chunks,

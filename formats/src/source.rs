@@ -115,6 +115,7 @@ pub struct Source {
     path: PathBuf,
     storage: Arc<dyn Storage>,
     origin: Option<Origin>,
+    remote: bool,
 }
 
 /// Where a model comes from that is not this disk's.
@@ -126,10 +127,16 @@ pub struct Origin {
     pub commit: String,
 }
 
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.repo, self.commit)
+    }
+}
+
 impl Source {
     /// A model whose small files lie at `path`, and whose weights `storage` opens under that path.
     pub fn elsewhere(path: PathBuf, storage: Arc<dyn Storage>, origin: Origin) -> Source {
-        Source { path, storage, origin: Some(origin) }
+        Source { path, storage, origin: Some(origin), remote: true }
     }
 
     /// The same model, which is known to come from there.
@@ -152,6 +159,11 @@ impl Source {
         self.origin.as_ref()
     }
 
+    /// Whether its weights are not all on this disk.
+    pub fn is_remote(&self) -> bool {
+        self.remote
+    }
+
     /// What it is called: the repository's name, or that of the folder or file.
     pub fn name(&self) -> String {
         if let Some(origin) = &self.origin {
@@ -165,7 +177,7 @@ impl Source {
 
 impl From<PathBuf> for Source {
     fn from(path: PathBuf) -> Source {
-        Source { path, storage: Arc::new(Disk), origin: None }
+        Source { path, storage: Arc::new(Disk), origin: None, remote: false }
     }
 }
 
@@ -179,7 +191,7 @@ impl From<&Path> for Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
-            Some(Origin { repo, commit }) => write!(f, "{repo}@{commit}"),
+            Some(origin) => origin.fmt(f),
             None => self.path.display().fmt(f),
         }
     }

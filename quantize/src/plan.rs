@@ -137,6 +137,9 @@ impl Job {
     /// If the source is unreadable, damaged, contradicts its configuration or belongs to an unknown family; if the format or
     /// an override is not known.
     pub fn plan(source: &Source, out: &Path, options: &Options) -> Result<Job> {
+        // A recipe says what it was made for, as far as that is known.
+        let revision = options.revision.clone().or_else(|| source.origin().map(ToString::to_string));
+        let options = &Options { revision, ..options.clone() };
         let checkpoint = Checkpoint::open(source)?;
         let side_files = checkpoint.side_files();
         let Checkpoint { folder, weights } = checkpoint;

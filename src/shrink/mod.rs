@@ -26,7 +26,8 @@ use crate::{
     args, calibration,
     interrupt::interruptible,
     plan_verb::{self, first_file},
-    quantize_verb, source,
+    quantize_verb,
+    source::{self, Need},
     steps::Steps,
     table::print_json,
     verify_verb,
@@ -51,8 +52,10 @@ const SUMS: &str = "SHA256SUMS";
 pub fn run(args: &args::Shrink) -> Result<()> {
     let text = calibration::read(&args.calibrate)?;
     let calibration = text.as_ref().map(|text| text.calibration.clone());
-    let mut wish = Wish { calibration, ..plan_verb::wish(&args.fit, Basis::Sampled)? };
-    let source = source::open(&args.fit.source)?;
+    let source = source::open(&args.fit.source, Need::Weights { disk: args.disk })?;
+    // Rows of every tensor would be a whole reading of what is to be read once.
+    let basis = if source.is_remote() { Basis::Expected } else { Basis::Sampled };
+    let mut wish = Wish { calibration, ..plan_verb::wish(&args.fit, basis)? };
     let name = source.name();
     let model = match wish.container {
         Container::Gguf => args.out.join(format!("{name}.gguf")),
@@ -61,6 +64,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     let cancel = interruptible()?;
 
     match &text {
+        None if source.is_remote() => step(args, 1, "planning from headers"),
         None => step(args, 1, "planning: reading some rows of every tensor"),
         Some(text) => {
             step(args, 1, "planning: measuring what each type costs each tensor");
