@@ -1,7 +1,7 @@
 //! Creating repositories, commits and pull requests, by hand.
 
 use crate::client::{get, get_as, post_as};
-use halfbyte_mock_hub::{MockHub, Options, TokenSpec};
+use halfbyte_mock_hub::{Fault, Kind, MockHub, Options, TokenSpec};
 use serde_json::{Value, json};
 
 fn hub() -> MockHub {
@@ -52,7 +52,7 @@ fn commits_change_files_and_want_the_parent_they_name() {
     assert_eq!(get(&format!("{}/o/m/resolve/main/a/b.txt", hub.endpoint())).bytes(), b"hi");
     assert_eq!(post_as("hf_w", &url, &lines("two", Some(&first), &[])).status, 412);
     let gone = json!({ "key": "deletedFile", "value": { "path": "a/b.txt" } });
-    assert_eq!(post_as("hf_w", &url, &lines("three", None, &[gone.clone()])).status, 200);
+    assert_eq!(post_as("hf_w", &url, &lines("three", None, std::slice::from_ref(&gone))).status, 200);
     assert_eq!(post_as("hf_w", &url, &lines("four", None, &[gone])).status, 400);
     assert_eq!(hub.paths("o/m", "main"), Some(vec![".gitattributes".to_owned()]));
 
@@ -143,4 +143,16 @@ fn pull_requests_are_opened_listed_merged_and_closed() {
         (1..=3).map(|num| get(&format!("{url}/discussions/{num}")).json()["status"].clone()).collect();
     assert_eq!(states, ["merged", "closed", "merged"]);
     assert_eq!(get(&format!("{url}/discussions/4")).status, 404);
+}
+
+#[test]
+fn a_commit_can_be_made_and_its_answer_lost() {
+    let hub = hub();
+    let before = hub.head("o/m", "main");
+    hub.fault(Fault::new("/commit/", Kind::LoseAnswer).method("POST"));
+    let url = format!("{}/api/models/o/m/commit/main", hub.endpoint());
+    let body = lines("one", None, &[file("a", "YQ==")]);
+    let headers = [("Authorization", "Bearer hf_w")];
+    assert!(crate::client::send("POST", &url, &headers, body.as_bytes()).is_err());
+    assert_ne!(hub.head("o/m", "main"), before);
 }
