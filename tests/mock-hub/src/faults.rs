@@ -83,7 +83,7 @@ impl Fault {
 }
 
 /// What goes wrong. Those marked *late* act on an answer that would have gone well and has a body, and are used up by
-/// nothing else: a redirection or a `HEAD` passes them by (but [`Kind::Forbidden403`] also takes redirections). What a
+/// nothing else: a redirection or a `HEAD` passes them by (but not [`Kind::Forbidden403`] and [`Kind::LoseAnswer`]). What a
 /// `POST` does has been done by then. The others come before the request is looked at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -105,8 +105,10 @@ pub enum Kind {
     },
     /// 503.
     ServerError,
-    /// The connection is reset without an answer.
+    /// The connection is reset without an answer, and nothing was done.
     Reset,
+    /// Late: what was asked for is done, then the connection is reset without an answer.
+    LoseAnswer,
     /// Late: a slow body.
     Trickle {
         /// How slow.
@@ -137,7 +139,7 @@ impl Kind {
         use Kind::*;
         match self {
             CutAfter(_) | ShortBody(_) | WrongBytes | Forbidden403 | Html200 | Trickle { .. } | Stall => true,
-            IgnoreRange | WrongRange => true,
+            IgnoreRange | WrongRange | LoseAnswer => true,
             TooManyRequests { .. } | ServerError | Reset | ChangeRevision { .. } | RedirectTo(_) => false,
         }
     }
@@ -145,7 +147,7 @@ impl Kind {
     fn takes(&self, request: &Request, response: &Response) -> bool {
         let body = !request.is_head() && response.body.len > 0;
         match self {
-            Kind::Forbidden403 => response.status < 400,
+            Kind::Forbidden403 | Kind::LoseAnswer => response.status < 400,
             Kind::IgnoreRange | Kind::WrongRange => response.status == 206,
             _ => body && response.status < 300,
         }

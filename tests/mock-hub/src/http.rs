@@ -254,14 +254,14 @@ impl Connection {
             {
                 buffer[at as usize] ^= 0x10;
             }
+            if let Delivery::Trickle(rate) = delivery {
+                thread::sleep(Duration::from_secs_f64(step as f64 / rate.max(1) as f64));
+            }
             if sent + step as u64 == end {
                 last(end);
             }
             self.stream.write_all(&buffer[..step])?;
             self.sent += step as u64;
-            if let Delivery::Trickle(rate) = delivery {
-                thread::sleep(Duration::from_secs_f64(step as f64 / rate.max(1) as f64));
-            }
         }
         Ok(())
     }

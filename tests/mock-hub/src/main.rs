@@ -2,11 +2,13 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use halfbyte_mock_hub::{MockHub, Options, RepoSpec, TokenSpec};
+use halfbyte_mock_hub::{MockHub, Options, RepoSpec, TokenSpec, synthetic};
 
 /// A mock of the Hugging Face Hub on loopback.
 #[derive(Parser)]
@@ -19,6 +21,21 @@ struct Command {
 enum Verb {
     /// Serves until it is killed. Prints `endpoint http://127.0.0.1:PORT` when it can be asked.
     Serve(Serve),
+    /// Computes the SHA-256 of all shards of the synthetic DeepSeek-R1 ahead: 689 GB to hash.
+    HashR1(R1),
+}
+
+#[derive(Args)]
+struct R1 {
+    /// What the synthetic DeepSeek-R1's weights are drawn from.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where its shards' SHA-256 are kept.
+    #[arg(long, default_value = "mock-hub-cache")]
+    cache: PathBuf,
+    /// Threads that hash.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
 }
 
 #[derive(Args)]
@@ -35,6 +52,15 @@ struct Serve {
     /// The same, gated: seen by all, its files for `--token`s only.
     #[arg(long, value_name = "OWNER/NAME=FOLDER")]
     gated_repo: Vec<String>,
+    /// The synthetic DeepSeek-R1 under this name.
+    #[arg(long, value_name = "OWNER/NAME")]
+    r1: Option<String>,
+    /// What its weights are drawn from.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where its shards' SHA-256 are kept; `hash-r1` computes them ahead.
+    #[arg(long, default_value = "mock-hub-cache")]
+    cache: PathBuf,
     /// A token that may read and write everything; repeatable.
     #[arg(long)]
     token: Vec<String>,
@@ -58,7 +84,22 @@ struct Serve {
 fn main() -> Result<()> {
     match Command::parse().verb {
         Verb::Serve(serve) => run(serve),
+        Verb::HashR1(r1) => hash(&r1),
     }
+}
+
+fn hash(r1: &R1) -> Result<()> {
+    let start = Instant::now();
+    let told = AtomicU64::new(0);
+    synthetic::hash_deepseek_r1(r1.seed, &r1.cache, r1.threads, |done| {
+        let step = done >> 32;
+        if told.fetch_max(step, Ordering::Relaxed) < step {
+            let rate = done as f64 / 1e9 / start.elapsed().as_secs_f64();
+            let total = synthetic::FILE_BYTES as f64 / 1e9;
+            eprintln!("{:.0} of {total:.0} GB, {rate:.2} GB/s", done as f64 / 1e9);
+        }
+    })
+    .context("hashing the shards")
 }
 
 fn run(serve: Serve) -> Result<()> {
@@ -83,6 +124,11 @@ fn run(serve: Serve) -> Result<()> {
             hub.add_repo(spec);
             ids.push(id.to_owned());
         }
+    }
+    if let Some(id) = serve.r1 {
+        hub.add_repo(
+            synthetic::deepseek_r1(serve.seed, &serve.cache).context("the cache's folder")?.named(&id),
+        );
     }
     for token in serve.token {
         let spec = ids.iter().fold(TokenSpec::write(), |spec, id| spec.access(id));

@@ -188,6 +188,7 @@ fn respond(state: &State, request: &Request, host: Host) -> Option<(Response, De
             response = api::answer(state, &request, host);
             Delivery::Whole
         }
+        Some(Kind::LoseAnswer) => return None,
         Some(kind) => faults::spoil(&kind, &mut response),
         None => Delivery::Whole,
     };

@@ -20,7 +20,9 @@ type Answer = Result<Response, Response>;
 
 /// An error as the Hub has it: a JSON object, and its text in a header.
 pub(crate) fn error(status: u16, text: &str) -> Response {
-    Response::json(status, &json!({ "error": text })).with("X-Error-Message", text)
+    // A header can't hold what a hostile name can.
+    let plain: String = text.chars().filter(|letter| (' '..='~').contains(letter)).collect();
+    Response::json(status, &json!({ "error": text })).with("X-Error-Message", plain)
 }
 
 /// An error with a code.
@@ -115,7 +117,5 @@ fn no_revision(revision: &str) -> Response {
 }
 
 fn no_entry(path: &str, revision: &str) -> Response {
-    // A header can't hold what a hostile name can.
-    let path: String = path.chars().filter(|letter| (' '..='~').contains(letter)).collect();
     coded(404, "EntryNotFound", &format!("{path} does not exist on \"{revision}\""))
 }

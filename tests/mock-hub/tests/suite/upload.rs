@@ -1,6 +1,7 @@
 //! Uploads by hf-hub itself, through Xet into the local store, and what the mock makes of them.
 
 use std::io::Read;
+use std::time::{Duration, Instant};
 
 use halfbyte_mock_hub::{MockHub, Options, TokenSpec};
 use hf_hub::HFClientSync;
@@ -102,4 +103,40 @@ fn hf_hub_uploads_and_the_mock_has_the_bytes() {
     assert_eq!(info.sha, first.commit_oid);
     let tree = repo.list_tree().recursive(true).send().expect("a tree");
     assert_eq!(tree.len(), 3);
+}
+
+#[test]
+fn what_is_discarded_is_still_listed() {
+    let store = tempfile::tempdir().expect("a folder");
+    let folder = Some(store.path().to_owned());
+    let hub = MockHub::start(Options { store: folder, discard_uploads: true, ..Options::default() });
+    let hub = hub.expect("a mock");
+    hub.add_token(TOKEN, TokenSpec::write());
+    let client = client(&hub);
+    let id = "owner/gone";
+    client.create_repository().repo_id(id).repo_type(RepoTypeModel).send().expect("a repository");
+    let repo = client.model("owner", "gone");
+    let source = AddSource::bytes(noise(2 << 20, 9));
+    repo.upload_file().source(source).path_in_repo("model.gguf").send().expect("an upload");
+    let content = hub.content(id, "main", "model.gguf").expect("a file");
+    assert_eq!(content.len(), 2 << 20);
+    assert!(content.read_at(0, &mut [0]).is_err());
+    assert!(std::fs::read_dir(store.path().join("lfs")).expect("a folder").next().is_none());
+    let xorbs = store.path().join("cas/xet/xorbs/xorbs");
+    let start = Instant::now();
+    while std::fs::read_dir(&xorbs).expect("a folder").next().is_some() {
+        assert!(start.elapsed() < Duration::from_secs(10), "xorbs are deleted");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_hub_without_xet_makes_hf_hub_send_weights_inline_which_is_refused() {
+    let hub = MockHub::start(Options { transfer: "basic".to_owned(), ..Options::default() }).expect("a mock");
+    hub.add_token(TOKEN, TokenSpec::write());
+    let client = client(&hub);
+    client.create_repository().repo_id("owner/basic").repo_type(RepoTypeModel).send().expect("a repository");
+    let source = AddSource::bytes(noise(1 << 16, 9));
+    let upload = client.model("owner", "basic").upload_file().source(source).path_in_repo("m.gguf").send();
+    assert!(format!("{upload:?}").contains("Please use LFS"), "{upload:?}");
 }
