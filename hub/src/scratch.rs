@@ -379,7 +379,10 @@ impl Scratch {
         let remote = &self.files[index];
         let mut head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let end = offset + buffer.len() as u64;
-        self.extend_head(remote, &mut head, end.next_multiple_of(MORE_HEAD).min(remote.file.bytes).max(end))?;
+        if end > head.len() as u64 {
+            let len = end.next_multiple_of(MORE_HEAD).min(remote.file.bytes).max(end);
+            self.extend_head(remote, &mut head, len)?;
+        }
         buffer.copy_from_slice(&head[offset as usize..end as usize]);
         Ok(())
     }

@@ -55,6 +55,9 @@ struct Serve {
     /// The synthetic DeepSeek-R1 under this name.
     #[arg(long, value_name = "OWNER/NAME")]
     r1: Option<String>,
+    /// Only these of its layers, as a model of its own: the three dense ones (0,1,2) and any others.
+    #[arg(long, value_name = "N,N…", requires = "r1", value_delimiter = ',')]
+    r1_layers: Vec<u64>,
     /// What its weights are drawn from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -126,9 +129,11 @@ fn run(serve: Serve) -> Result<()> {
         }
     }
     if let Some(id) = serve.r1 {
-        hub.add_repo(
-            synthetic::deepseek_r1(serve.seed, &serve.cache).context("the cache's folder")?.named(&id),
-        );
+        let spec = match &serve.r1_layers[..] {
+            [] => synthetic::deepseek_r1(serve.seed, &serve.cache),
+            layers => synthetic::deepseek_r1_part(serve.seed, &serve.cache, layers),
+        };
+        hub.add_repo(spec.context("the cache's folder")?.named(&id));
     }
     for token in serve.token {
         let spec = ids.iter().fold(TokenSpec::write(), |spec, id| spec.access(id));

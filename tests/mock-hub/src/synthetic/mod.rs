@@ -19,6 +19,7 @@ use crate::repo::RepoSpec;
 use oids::Oids;
 use shard::Shard;
 use tables::Tables;
+use tensors::Tensor;
 
 /// How many shards there are.
 pub const SHARDS: usize = 163;
@@ -46,12 +47,28 @@ const CARD: &str = "---\nlicense: mit\nlibrary_name: transformers\n---\n# Synthe
 /// # Errors
 /// If the cache folder can't be made.
 pub fn deepseek_r1(seed: u64, cache: &Path) -> io::Result<RepoSpec> {
-    let shards = shards(seed, cache)?;
-    let mut spec = RepoSpec::new("deepseek-ai/DeepSeek-R1")
+    Ok(repo("deepseek-ai/DeepSeek-R1", CONFIG, shards(seed, cache)?))
+}
+
+/// A part of it as a model of its own: embedding, head and these layers, of which the first three must be the dense ones (0 to 2),
+/// at their real shapes. Its shards are hashed when they are first listed.
+///
+/// # Errors
+/// If the cache folder can't be made.
+pub fn deepseek_r1_part(seed: u64, cache: &Path, layers: &[u64]) -> io::Result<RepoSpec> {
+    let mut config: Map<String, Value> = serde_json::from_str(CONFIG)?;
+    config["num_hidden_layers"] = layers.len().into();
+    config["num_nextn_predict_layers"] = 0.into();
+    let shards = shards_of(seed, cache, tensors::part(layers), 0)?;
+    Ok(repo("deepseek-ai/DeepSeek-R1-part", &serde_json::to_string_pretty(&config)?, shards))
+}
+
+fn repo(id: &str, config: &str, shards: Vec<Shard>) -> RepoSpec {
+    let mut spec = RepoSpec::new(id)
         // The published index has 9 MB and is no large file either.
         .lfs(|path, _| path.ends_with(".safetensors"))
         .file("README.md", CARD)
-        .file("config.json", CONFIG)
+        .file("config.json", config)
         .file("model.safetensors.index.json", index(&shards))
         .file(
             "generation_config.json",
@@ -66,7 +83,7 @@ pub fn deepseek_r1(seed: u64, cache: &Path) -> io::Result<RepoSpec> {
         let name = shard.name().to_owned();
         spec = spec.content(&name, Arc::new(shard));
     }
-    Ok(spec)
+    spec
 }
 
 /// Computes the SHA-256 of all shards that are not in the cache yet, on so many threads. `progress` hears how many
@@ -102,14 +119,19 @@ pub fn hash_deepseek_r1(
 }
 
 fn shards(seed: u64, cache: &Path) -> io::Result<Vec<Shard>> {
+    shards_of(seed, cache, tensors::all(), FILE_BYTES)
+}
+
+/// The shards of some tensors, filled up to a number of bytes in all.
+fn shards_of(seed: u64, cache: &Path, groups: Vec<Vec<Tensor>>, bytes: u64) -> io::Result<Vec<Shard>> {
     let tables = Arc::new(Tables::new(seed));
     let oids = Arc::new(Oids::open(cache, seed)?);
-    let shards = layout::shards(tensors::all());
+    let shards = layout::shards(groups);
     let count = shards.len();
     let plain: u64 = shards.iter().map(|(header, data)| 8 + header.len() as u64 + data.bytes()).sum();
     // How the published shards are cut is not known here, so their headers can't be the same. They get spaces at the
     // end to be as long in all. The published sum is odd, so one header's length is no multiple of eight there either.
-    let spare = FILE_BYTES.saturating_sub(plain);
+    let spare = bytes.saturating_sub(plain);
     let each = spare / count as u64 / 8 * 8;
     let last = spare - each * (count as u64 - 1);
     let shard = |(at, (mut header, data)): (usize, (String, layout::Data))| {
@@ -123,6 +145,7 @@ fn shards(seed: u64, cache: &Path) -> io::Result<Vec<Shard>> {
 
 /// Says in which file each tensor is.
 fn index(shards: &[Shard]) -> String {
+    let total: u64 = shards.iter().flat_map(Shard::tensors).map(Tensor::bytes).sum();
     let mut map = Map::new();
     for shard in shards {
         for tensor in shard.tensors() {
@@ -130,7 +153,7 @@ fn index(shards: &[Shard]) -> String {
         }
     }
     map.sort_keys();
-    let index = json!({ "metadata": { "total_size": DATA_BYTES }, "weight_map": map });
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
     serde_json::to_string_pretty(&index).expect("strings and a number")
 }
 

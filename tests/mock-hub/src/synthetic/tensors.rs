@@ -64,12 +64,12 @@ pub(super) fn all() -> Vec<Vec<Tensor>> {
     let mut model = Model::default();
     model.bf16("model.embed_tokens.weight", &[VOCABULARY, HIDDEN]);
     for number in 0..LAYERS {
-        model.layer(number);
+        model.layer(number, number);
     }
     model.bf16("model.norm.weight", &[HIDDEN]);
     model.bf16("lm_head.weight", &[VOCABULARY, HIDDEN]);
     // The layer that predicts one token more.
-    model.layer(LAYERS);
+    model.layer(LAYERS, LAYERS);
     let prefix = format!("model.layers.{LAYERS}");
     model.bf16(&format!("{prefix}.enorm.weight"), &[HIDDEN]);
     model.bf16(&format!("{prefix}.hnorm.weight"), &[HIDDEN]);
@@ -77,6 +77,18 @@ pub(super) fn all() -> Vec<Vec<Tensor>> {
     model.bf16(&format!("{prefix}.embed_tokens.weight"), &[VOCABULARY, HIDDEN]);
     model.bf16(&format!("{prefix}.shared_head.norm.weight"), &[HIDDEN]);
     model.bf16(&format!("{prefix}.shared_head.head.weight"), &[VOCABULARY, HIDDEN]);
+    model.groups
+}
+
+/// Embedding, head and some layers at their real shapes, which are numbered anew; nothing that predicts a token more.
+pub(super) fn part(layers: &[u64]) -> Vec<Vec<Tensor>> {
+    let mut model = Model::default();
+    model.bf16("model.embed_tokens.weight", &[VOCABULARY, HIDDEN]);
+    for (number, &like) in (0..).zip(layers) {
+        model.layer(number, like);
+    }
+    model.bf16("model.norm.weight", &[HIDDEN]);
+    model.bf16("lm_head.weight", &[VOCABULARY, HIDDEN]);
     model.groups
 }
 
@@ -110,7 +122,8 @@ impl Model {
         self.fp8(&format!("{prefix}.down_proj"), HIDDEN, intermediate);
     }
 
-    fn layer(&mut self, number: u64) {
+    /// A layer of the shapes that layer `like` has.
+    fn layer(&mut self, number: u64, like: u64) {
         let prefix = format!("model.layers.{number}");
         let attention = format!("{prefix}.self_attn");
         self.bf16(&format!("{prefix}.input_layernorm.weight"), &[HIDDEN]);
@@ -123,7 +136,7 @@ impl Model {
         self.fp8(&format!("{attention}.kv_b_proj"), HEADS * (NOPE + VALUE), KV_RANK);
         self.fp8(&format!("{attention}.o_proj"), HIDDEN, HEADS * VALUE);
         let mlp = format!("{prefix}.mlp");
-        if number < DENSE {
+        if like < DENSE {
             self.mlp(&mlp, INTERMEDIATE);
             return;
         }
