@@ -136,7 +136,7 @@ pub fn write<'a>(
     let watch = Watch::new();
     let ended = match text {
         None => {
-            let one = |job| Ok((quantize::run::run(job, options, &watch, cancel)?, Vec::new()));
+            let one = |job| Ok((quantize::run::run(job, options, None, &watch, cancel)?, Vec::new()));
             jobs.iter().map(one).collect::<Result<Vec<_>>>()?
         }
         Some(text) => {
@@ -150,7 +150,7 @@ pub fn write<'a>(
     let seconds = start.elapsed().as_secs_f64();
     let done = jobs.iter().zip(ended).map(|(job, (outcome, rounded))| match outcome {
         Outcome::AlreadyThere => None,
-        Outcome::Written { entries, resumed, amount, busy } => {
+        Outcome::Written { entries, resumed, amount, busy, .. } => {
             Some(Done { job, entries, resumed, amount, busy, seconds, rounded })
         }
     });

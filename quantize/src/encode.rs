@@ -15,8 +15,9 @@ use rayon::prelude::*;
 
 use crate::{
     error::{Error, Result},
+    journal::Entry,
     read::Loaded,
-    tile::Pieces,
+    segment::Pieces,
     weighted::ColumnWeights,
 };
 
@@ -50,6 +51,12 @@ impl Stats {
         }
         let damage = damage(isa, values, decoded);
         Stats { squared_error: damage.squared_error, energy: damage.squared_norm, nonfinite, overflow }
+    }
+
+    /// What the journal says was found.
+    pub(crate) fn noted(entry: &Entry) -> Stats {
+        let &Entry { squared_error, energy, nonfinite, .. } = entry;
+        Stats { squared_error, energy, nonfinite, overflow: 0 }
     }
 
     /// Refuses what may not be written of a tensor.

@@ -38,6 +38,19 @@ pub enum Error {
         /// Bytes free.
         free: u64,
     },
+    /// The disk may not hold all the files that are under way at a time.
+    #[error(
+        "{path}: tensors come in the order of the source, and so up to {needed} bytes of output files are under way at a time, but \
+         only {room} bytes may lie on the disk. Give more, or make smaller files (--shard-size)"
+    )]
+    Room {
+        /// Where the files are made.
+        path: PathBuf,
+        /// Bytes under way at a time.
+        needed: u64,
+        /// Bytes that may lie on the disk.
+        room: u64,
+    },
     /// The format has no encoder here.
     #[error("{format} can be read but not written; `halfbyte formats` lists what can")]
     ReadOnly {
@@ -68,7 +81,7 @@ pub enum Error {
     NonFinite {
         /// The output tensor.
         tensor: String,
-        /// How many.
+        /// How many: in the first of its segments that has any, which ends the run.
         count: u64,
         /// Out of how many.
         elements: u64,

@@ -1,7 +1,5 @@
 //! A job: the checkpoint, what each of its tensors becomes, and where every byte goes. Made from headers alone.
 
-use std::collections::HashSet;
-
 use formats::{Layout, OutputTensor, TensorSource, scales::Scales};
 use kernels::Format;
 
@@ -12,6 +10,7 @@ use crate::{
     recipe::Recipe,
     store::Destination,
     weighted::Weighted,
+    work::Kept,
 };
 
 /// Everything that decides the output's bytes, and where they go.
@@ -87,6 +86,6 @@ impl Job {
     /// If a source tensor can't be read as weights.
     pub fn source_bytes(&self) -> Result<u64> {
         let pass = self.pass(u64::MAX, 1);
-        Ok(pass.amount(&pass.tiles(&HashSet::new())?)?.read)
+        Ok(pass.amount(&pass.work(&Kept::default())?)?.read)
     }
 }

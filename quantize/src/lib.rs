@@ -8,11 +8,12 @@
 //! - [`weighted`]: an importance matrix, laid over the tensors of a job.
 //! - [`recipe`], [`recipe_file`]: what becomes what, as a file whose hash names the job; one that was edited, read and checked.
 //! - [`target`]: the machines that a model is made for.
-//! - [`tile`]: the work cut into bounded pieces.
+//! - [`segment`], [`tile`]: the work cut into runs of the source, and those into bounded pieces; [`work`]: their order.
 //! - [`plan`], [`job`]: from a checkpoint's headers to the place of every output byte.
 //! - [`read`], [`encode`], [`pass`]: source bytes in, encoded rows out, one bounded buffer after the other.
 //! - [`run`]: a job from beginning, or from where it was, to its end.
 //! - [`journal`], [`store`]: what makes a run restartable, and keeps half-made files from their final names.
+//! - [`outlet`]: files that leave while the rest is written.
 
 pub mod allocate;
 pub mod budget;
@@ -22,8 +23,10 @@ pub mod error;
 pub mod fit;
 pub mod job;
 pub mod journal;
+mod keep;
 pub mod measure;
 pub mod mix;
+pub mod outlet;
 pub mod overrides;
 pub mod pass;
 pub mod placement;
@@ -32,12 +35,17 @@ pub mod progress;
 pub mod read;
 pub mod recipe;
 pub mod recipe_file;
+mod resume;
 pub mod run;
+pub mod segment;
+mod ship;
 pub mod speed;
+mod stop;
 pub mod store;
 pub mod target;
 pub mod tile;
 pub mod weighted;
+pub mod work;
 mod write;
 
 pub use error::{Error, Result};

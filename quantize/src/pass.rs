@@ -1,10 +1,12 @@
 //! The streaming pass: a reader thread, the cores that encode, a writer thread with a second one that hashes the same bytes
-//! meanwhile, and one that syncs and keeps the journal, with a fixed number of buffers between them.
+//! meanwhile, one that syncs and keeps the journal, and one that has whole files taken away, with a fixed number of buffers
+//! between them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
-        atomic::{AtomicBool, Ordering},
+        Mutex,
+        atomic::AtomicBool,
         mpsc::{Receiver, Sender, channel},
     },
     thread,
@@ -18,18 +20,26 @@ use crate::{
     encode::{Stats, encode},
     error::{Error, Result},
     journal::{Entry, Journal},
+    keep::{Finished, Keeper},
+    outlet::{Outlet, Shipped},
     progress::{Amount, Progress},
     read::{Loaded, load, tile_bytes},
+    segment::segments,
+    ship::ship,
+    stop::Stop,
     store::Store,
     tile::{Tile, tiles},
     weighted::{ColumnWeights, Weighted},
-    write::{Finished, keep, write},
+    work::{Kept, Work},
+    write::Writer,
 };
 
 /// Tiles in flight on each side of the encoder: one being worked on, one ready, one under way.
 const SLOTS: usize = 3;
 /// Weights of a tile when memory allows: 8 MiB of BF16.
 const TILE_WEIGHTS: u64 = 4 << 20;
+/// Tensors whose column weights are held: segments of gates, up- and down-projections of a layer's experts alternate in the source.
+const WEIGHTED_AT_ONCE: usize = 3;
 
 /// A job's weights: what is read, what it becomes and where it goes.
 pub struct Pass<'a> {
@@ -95,42 +105,74 @@ pub(crate) struct Encoded {
     pub stats: Stats,
 }
 
+/// Where a pass writes to.
+pub(crate) struct Output<'a> {
+    pub store: &'a Store<'a>,
+    pub journal: &'a Mutex<Journal>,
+    /// What takes whole files away, if anything does.
+    pub outlet: Option<&'a dyn Outlet>,
+    /// What is there already.
+    pub kept: &'a Kept,
+}
+
+/// What a pass made.
+pub(crate) struct Made {
+    /// The tensors that became whole; `None` if it was cancelled.
+    pub entries: Option<Vec<Entry>>,
+    /// The files that were taken away.
+    pub shipped: Vec<Shipped>,
+    pub busy: Busy,
+}
+
 impl Pass<'_> {
-    /// All tiles of the tensors that are not `done`, in order.
+    /// What is to be done besides what is kept of an earlier run.
     ///
     /// # Errors
     /// If an output tensor's parts do not make up its shape, or `memory` can't hold a piece that must be taken whole.
-    pub fn tiles(&self, done: &HashSet<&str>) -> Result<Vec<Tile>> {
+    pub fn work(&self, kept: &Kept) -> Result<Work> {
         // A weight takes at most four bytes in the source and four in the output.
         let per_weight = 8 * SLOTS as u64;
         let tile_weights = (self.memory / per_weight).min(TILE_WEIGHTS);
-        let mut all = Vec::new();
+        let done: HashSet<&str> = kept.entries.iter().map(|entry| &*entry.tensor).collect();
+        let mut parts: HashMap<&str, Vec<_>> = HashMap::new();
+        kept.parts.iter().for_each(|part| parts.entry(&part.entry.tensor).or_default().push(part));
+        let mut work = Work::default();
         for (index, output) in self.outputs.iter().enumerate() {
-            if done.contains(output.name.as_str()) {
+            if done.contains(&*output.name) {
                 continue;
             }
-            let tiles = tiles(self.source, output, index, tile_weights)?;
-            if let Some(tile) =
-                tiles.iter().find(|tile| tile.weights.saturating_mul(per_weight) > self.memory)
-            {
-                return Err(Error::Memory {
-                    memory: self.memory,
-                    tensor: output.name.clone(),
-                    needed: tile.weights.saturating_mul(per_weight),
-                });
+            let segments = segments(self.source, output, index)?;
+            let mut found = vec![None; segments.len()];
+            for part in parts.remove(&*output.name).into_iter().flatten() {
+                found[part.segment] = Some(Stats::noted(&part.entry));
             }
-            all.extend(tiles);
+            work.segments.extend(segments.into_iter().filter(|segment| found[segment.index].is_none()));
+            if !found.is_empty() {
+                work.tensors.insert(index, found);
+            }
         }
-        Ok(all)
+        work.sort(self.source);
+        for (step, segment) in work.segments.iter().enumerate() {
+            work.tiles.extend(tiles(segment, step, tile_weights));
+        }
+        let too_large = |tile: &&Tile| tile.weights.saturating_mul(per_weight) > self.memory;
+        if let Some(tile) = work.tiles.iter().find(too_large) {
+            return Err(Error::Memory {
+                memory: self.memory,
+                tensor: self.outputs[tile.tensor].name.clone(),
+                needed: tile.weights.saturating_mul(per_weight),
+            });
+        }
+        Ok(work)
     }
 
-    /// Bytes and weights of some tiles.
+    /// Bytes and weights of some work.
     ///
     /// # Errors
     /// If a source tensor can't be read as weights.
-    pub fn amount(&self, tiles: &[Tile]) -> Result<Amount> {
+    pub fn amount(&self, work: &Work) -> Result<Amount> {
         let mut amount = Amount::default();
-        for tile in tiles {
+        for tile in &work.tiles {
             amount.read += tile_bytes(self.source, tile)?;
             amount.weights += tile.weights;
             let format = self.formats[tile.tensor];
@@ -140,57 +182,66 @@ impl Pass<'_> {
         Ok(amount)
     }
 
-    /// Does the tiles: every finished tensor gets its line in the journal once its bytes are on the disk.
+    /// Does the work: what is finished gets its line in the journal once its bytes are on the disk.
     ///
-    /// `cancel` may be set at any time (Ctrl-C): what is under way is finished and noted, the rest is left.
+    /// `cancel` may be set at any time (Ctrl-C): what is under way is finished and noted, the rest is left. It is set here if a
+    /// stage fails, to wake up whoever waits for something that will not come.
     ///
     /// # Errors
-    /// Whatever stops a stage first. `Ok(None)` instead of the entries if it was cancelled.
-    pub fn run(
+    /// Whatever stops a stage first.
+    pub(crate) fn run(
         &self,
-        tiles: Vec<Tile>,
-        store: &Store,
-        journal: &mut Journal,
+        mut work: Work,
+        output: &Output<'_>,
         progress: &dyn Progress,
         cancel: &AtomicBool,
-    ) -> Result<(Option<Vec<Entry>>, Busy)> {
+    ) -> Result<Made> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .build()
             .map_err(|error| Error::Usage(format!("can't start {} threads: {error}", self.threads)))?;
-        let expected = tiles.len();
+        self.source.expect(work.expected(self.source, self.scales))?;
         let start = Instant::now();
         let (loaded_tx, loaded_rx) = channel::<Loaded>();
         let (encoded_tx, encoded_rx) = channel::<Encoded>();
         let (finished_tx, finished_rx) = channel::<Finished>();
+        let (whole_tx, whole_rx) = channel::<usize>();
         // Buffers go round: a stage that finds none waits, so that memory stays what it is.
         let (input_tx, input_rx) = pool_of::<Vec<u8>>();
         let (output_tx, output_rx) = pool_of::<Vec<Vec<u8>>>();
 
+        let tiles = std::mem::take(&mut work.tiles);
+        let (stop, work) = (&Stop::new(cancel), &work);
+        let &Output { store, journal, outlet, kept } = output;
+        let writer = Writer { pass: self, work, store, progress, stop };
+        let keeper = Keeper::new(self, work, store, journal, kept, outlet.map(|_| whole_tx));
         thread::scope(|scope| {
-            let reader = scope.spawn(move || self.read(tiles, &input_rx, &loaded_tx, cancel));
-            let writer =
-                scope.spawn(move || write(self, store, progress, &encoded_rx, &output_tx, &finished_tx));
-            let syncer = scope.spawn(move || keep(store, journal, &finished_rx));
-            let encoded = self.encode(&pool, &loaded_rx, &input_tx, &output_rx, &encoded_tx);
+            // What was read before a read that failed is still written and noted: the reader asks nobody to stop.
+            let reader = scope.spawn(move || self.read(tiles, &input_rx, &loaded_tx, stop));
+            let writer = scope.spawn(move || stop.watch(writer.run(&encoded_rx, &output_tx, &finished_tx)));
+            let keeper = scope.spawn(move || stop.watch(keeper.run(&finished_rx)));
+            let shipper = outlet.map(|outlet| {
+                scope.spawn(move || stop.watch(ship(outlet, store, self.layout, journal, &whole_rx, stop)))
+            });
+            let encoded = stop.watch(self.encode(&pool, &loaded_rx, &input_tx, &output_rx, &encoded_tx));
             // The channels' ends must go before the threads are joined, or they wait for ever.
             drop((loaded_rx, input_tx, output_rx, encoded_tx));
             let read = join(reader);
             let written = join(writer);
-            let kept = join(syncer);
-            let busy_encode = encoded?;
-            let busy_read = read?;
-            let written = written?;
+            let kept = join(keeper);
+            let shipped = shipper.map(join).transpose()?;
             let (entries, busy_sync) = kept?;
+            let written = written?;
             let busy = Busy {
-                read: busy_read,
-                encode: busy_encode,
+                encode: encoded?,
+                read: read?,
                 hash: written.hash,
                 write: written.write,
                 sync: busy_sync,
                 pass: start.elapsed().as_secs_f64(),
             };
-            Ok(((written.tiles == expected).then_some(entries), busy))
+            let is_over = written.segments == work.segments.len();
+            Ok(Made { entries: is_over.then_some(entries), shipped: shipped.unwrap_or_default(), busy })
         })
     }
 
@@ -199,16 +250,20 @@ impl Pass<'_> {
         tiles: Vec<Tile>,
         buffers: &Receiver<Vec<u8>>,
         loaded: &Sender<Loaded>,
-        cancel: &AtomicBool,
+        stop: &Stop<'_>,
     ) -> Result<f64> {
         let mut busy = 0.0;
         for tile in tiles {
             let Ok(buffer) = buffers.recv() else { break };
-            if cancel.load(Ordering::Relaxed) {
+            if stop.is_asked() {
                 break;
             }
             let start = Instant::now();
-            let tile = load(self.source, self.scales, tile, buffer)?;
+            let tile = match load(self.source, self.scales, tile, buffer) {
+                // A source that waited for a file was woken up.
+                Err(_) if stop.is_asked() => break,
+                tile => tile?,
+            };
             busy += start.elapsed().as_secs_f64();
             if loaded.send(tile).is_err() {
                 break;
@@ -227,18 +282,22 @@ impl Pass<'_> {
     ) -> Result<f64> {
         let isa = Isa::detect();
         let mut busy = 0.0;
-        // Of the tensor that is being encoded.
-        let mut importance: (usize, Option<ColumnWeights>) = (usize::MAX, None);
+        // Of the tensors that are being encoded.
+        let mut importance: Vec<(usize, Option<ColumnWeights>)> = Vec::new();
         for loaded in loaded {
             let Ok(mut planes) = outputs.recv() else { break };
             let start = Instant::now();
             let tensor = loaded.tile.tensor;
             let format = self.formats[tensor];
-            if importance.0 != tensor {
+            let at = importance.iter().position(|(held, _)| *held == tensor).unwrap_or_else(|| {
                 let weights = self.weighted.filter(|_| format.block > 1);
-                importance = (tensor, weights.and_then(|all| all.of(tensor, &self.outputs[tensor])));
-            }
-            let weights = importance.1.as_ref();
+                if importance.len() == WEIGHTED_AT_ONCE {
+                    importance.remove(0);
+                }
+                importance.push((tensor, weights.and_then(|all| all.of(tensor, &self.outputs[tensor]))));
+                importance.len() - 1
+            });
+            let weights = importance[at].1.as_ref();
             // Only the computing enters the pool: a channel must never be waited for inside it.
             let stats = pool.install(|| encode(self.source, &loaded, format, isa, weights, &mut planes))?;
             busy += start.elapsed().as_secs_f64();

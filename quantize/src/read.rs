@@ -6,10 +6,7 @@ use formats::{
     scales::Scales,
 };
 
-use crate::{
-    error::Result,
-    tile::{Pieces, Tile},
-};
+use crate::{error::Result, segment::Pieces, tile::Tile};
 
 /// A tile and its source bytes.
 pub struct Loaded {

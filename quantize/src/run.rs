@@ -3,24 +3,22 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    path::Path,
-    sync::atomic::AtomicBool,
-    time::UNIX_EPOCH,
+    sync::{Mutex, atomic::AtomicBool},
 };
-
-use formats::TensorSource;
 
 use crate::{
     error::{Error, Result},
     job::Job,
-    journal::{Entry, Head, Journal, Past, SourceStamp},
-    pass::Busy,
+    journal::{Entry, Head, Journal, Past},
+    outlet::{Outlet, Shipped},
+    pass::{Busy, Output},
     progress::{Amount, Phase, Progress},
-    store::{self, Present, Store},
+    resume::{RECIPE, agree, bytes_of, check, stamps},
+    store::{self, Present, Store, holds_tensors},
+    work::Kept,
 };
 
 const JOURNAL: &str = "journal.jsonl";
-const RECIPE: &str = "recipe.toml";
 const PRIVATE: &[&str] = &[JOURNAL, RECIPE];
 
 /// How a job is run: nothing here changes the bytes that come out.
@@ -39,11 +37,13 @@ pub struct RunOptions {
 pub enum Outcome {
     /// The very output lay there already: nothing was done.
     AlreadyThere,
-    /// The output is in place.
+    /// The output is in place, but for what an outlet took.
     Written {
         /// What became of each tensor, in the order of the file.
         entries: Vec<Entry>,
-        /// How many of them an earlier run had written.
+        /// The files that an outlet took, in the order of the output.
+        shipped: Vec<Shipped>,
+        /// How many of the tensors an earlier run had written.
         resumed: usize,
         /// What this run read and wrote.
         amount: Amount,
@@ -54,13 +54,36 @@ pub enum Outcome {
 
 /// Runs `job`.
 ///
+/// With an `outlet` each file that holds tensors is taken away when it is whole, and only side files, if the output has any, are
+/// put in place. The `partial` folder then stays, so that the job can be run again, at once and with the same outcome, should what
+/// follows it fail: [`forget`] removes it.
+///
+/// `cancel` may be set at any time (Ctrl-C). It is set here if the run fails, to wake up a source that waits for a file.
+///
 /// # Errors
 /// Whatever stops it. What is written by then is kept in the destination's `partial` folder, and the same job resumes from it.
-pub fn run(job: &Job, options: RunOptions, progress: &dyn Progress, cancel: &AtomicBool) -> Result<Outcome> {
-    match begin(job, options.overwrite, progress)? {
+pub fn run(
+    job: &Job,
+    options: RunOptions,
+    outlet: Option<&dyn Outlet>,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    match begin(job, options.overwrite, outlet, progress)? {
         Begun::Over(outcome) => Ok(outcome),
         Begun::Open(session) => session.complete(options, progress, cancel),
     }
+}
+
+/// Removes what a run with an outlet kept, or what is left of an unfinished one.
+///
+/// # Errors
+/// [`Error::Busy`] if another process works on it, or if the system refuses.
+pub fn forget(job: &Job) -> Result<()> {
+    let journal = job.destination.partial().join(JOURNAL);
+    // Held until the folder is gone.
+    let _held = if journal.exists() { Some(Journal::open(&journal)?) } else { None };
+    store::remove_partial(&job.destination)
 }
 
 /// How a run begins.
@@ -76,11 +99,12 @@ pub(crate) struct Session<'a> {
     /// What is written.
     pub job: &'a Job,
     /// Where it is written.
-    pub store: Store,
+    pub store: Store<'a>,
     journal: Journal,
-    /// The tensors that are on the disk.
-    done: Vec<Entry>,
-    /// How many of them an earlier run had written.
+    outlet: Option<&'a dyn Outlet>,
+    /// What is on the disk, or was taken away.
+    kept: Kept,
+    /// How many tensors an earlier run had written.
     resumed: usize,
 }
 
@@ -88,12 +112,21 @@ pub(crate) struct Session<'a> {
 ///
 /// # Errors
 /// If something else lies at the destination, or what is under way there is another job's.
-pub(crate) fn begin<'a>(job: &'a Job, overwrite: bool, progress: &dyn Progress) -> Result<Begun<'a>> {
+pub(crate) fn begin<'a>(
+    job: &'a Job,
+    overwrite: bool,
+    outlet: Option<&'a dyn Outlet>,
+    progress: &dyn Progress,
+) -> Result<Begun<'a>> {
     let destination = &job.destination;
     let partial = destination.partial();
     // An interrupted move leaves some files in place: the journal knows of them.
     let moving = partial.join(JOURNAL).exists();
-    match store::present(destination, &job.layout)? {
+    let present = match outlet {
+        Some(_) => store::present_beside(destination, &job.layout)?,
+        None => store::present(destination, &job.layout)?,
+    };
+    match present {
         Present::Same if !moving => {
             store::tidy(destination, PRIVATE)?;
             return Ok(Begun::Over(Outcome::AlreadyThere));
@@ -106,32 +139,48 @@ pub(crate) fn begin<'a>(job: &'a Job, overwrite: bool, progress: &dyn Progress) 
     fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
     let (mut journal, past) = Journal::open(&partial.join(JOURNAL))?;
     let stamps = stamps(&*job.source)?;
-    agree(job, &past, &stamps, &partial)?;
+    agree(job, &past, &stamps, outlet.is_some(), &partial)?;
     if past.head.is_none() {
         let recipe = partial.join(RECIPE);
         fs::write(&recipe, job.recipe.to_toml()).map_err(Error::io(&recipe))?;
         journal.begin(&Head { recipe: job.recipe.hash(), source: stamps })?;
     }
     if past.whole {
-        store::finish(destination, &job.layout, PRIVATE)?;
-        let resumed = past.entries.len();
-        return Ok(Begun::Over(Outcome::Written {
-            entries: in_order(job, past.entries),
-            resumed,
-            amount: Amount::default(),
-            busy: Busy::default(),
-        }));
+        return Ok(Begun::Over(put_in_place(job, past, outlet.is_some())?));
     }
-    let store = Store::open(&partial, &job.layout)?;
-    let done = check(job, &store, past.entries, progress)?;
-    let resumed = done.len();
-    Ok(Begun::Open(Box::new(Session { job, store, journal, done, resumed })))
+    let store = match outlet {
+        None => Store::open(&partial, &job.layout)?,
+        Some(outlet) => {
+            let gone = past.shipped.iter().filter_map(|file| file_index(job, &file.name)).collect();
+            Store::sparse(&partial, &job.layout, outlet.room(), &gone)?
+        }
+    };
+    let kept = check(job, &store, &mut journal, past, progress)?;
+    let resumed = kept.entries.len();
+    Ok(Begun::Open(Box::new(Session { job, store, journal, outlet, kept, resumed })))
+}
+
+/// What is left to do when an earlier run wrote all.
+fn put_in_place(job: &Job, past: Past, has_outlet: bool) -> Result<Outcome> {
+    if has_outlet {
+        store::finish_beside(&job.destination, &job.layout)?;
+    } else {
+        store::finish(&job.destination, &job.layout, PRIVATE)?;
+    }
+    let entries = in_order(job, past.entries);
+    Ok(Outcome::Written {
+        resumed: entries.len(),
+        entries,
+        shipped: files_in_order(job, past.shipped),
+        amount: Amount::default(),
+        busy: Busy::default(),
+    })
 }
 
 impl Session<'_> {
     /// The names of the tensors that are on the disk.
     pub fn done(&self) -> HashSet<&str> {
-        self.done.iter().map(|entry| entry.tensor.as_str()).collect()
+        self.kept.entries.iter().map(|entry| entry.tensor.as_str()).collect()
     }
 
     /// Notes tensors that were written otherwise than by the streaming pass, once they are on the disk.
@@ -143,7 +192,7 @@ impl Session<'_> {
             self.store.sync(file)?;
         }
         self.journal.done(&entries)?;
-        self.done.extend(entries);
+        self.kept.entries.extend(entries);
         Ok(())
     }
 
@@ -152,97 +201,67 @@ impl Session<'_> {
     /// # Errors
     /// As [`run`].
     pub fn complete(
-        mut self,
+        self,
         options: RunOptions,
         progress: &dyn Progress,
         cancel: &AtomicBool,
     ) -> Result<Outcome> {
-        let job = self.job;
+        let Session { job, store, journal, outlet, kept, resumed } = self;
+        let partial = job.destination.partial();
         let pass = job.pass(options.memory, options.threads);
-        let tiles = pass.tiles(&self.done())?;
-        let amount = pass.amount(&tiles)?;
-        let written = |entry: &Entry| entry.planes.iter().map(|plane| plane.len).sum::<u64>();
-        let earlier = Amount { written: self.done.iter().map(written).sum(), ..Amount::default() };
+        let work = pass.work(&kept)?;
+        if let Some(room) = outlet.map(Outlet::room) {
+            let gone = (0..job.layout.files.len()).filter(|&file| store.is_gone(file)).collect();
+            let needed = work.peak(&job.layout, &store.open_files(), &gone);
+            if needed > room {
+                return Err(Error::Room { path: partial, needed, room });
+            }
+        }
+        let amount = pass.amount(&work)?;
+        let parts = kept.parts.iter().map(|part| &part.entry);
+        let earlier =
+            Amount { written: kept.entries.iter().chain(parts).map(bytes_of).sum(), ..Amount::default() };
         let total = Amount { written: amount.written + earlier.written, ..amount };
         progress.begin(Phase::Quantizing, total, earlier);
-        let result = pass.run(tiles, &self.store, &mut self.journal, progress, cancel);
+        let journal = Mutex::new(journal);
+        let output = Output { store: &store, journal: &journal, outlet, kept: &kept };
+        let result = pass.run(work, &output, progress, cancel);
         progress.end();
-        let (new, busy) = result?;
-        let Some(new) = new else {
-            return Err(Error::Interrupted { partial: job.destination.partial() });
+        let made = result?;
+        let shipped: Vec<Shipped> = kept.shipped.into_iter().chain(made.shipped).collect();
+        let tensor_files = holds_tensors(&job.layout).into_iter().filter(|tensors| *tensors).count();
+        let is_all_taken = outlet.is_none() || shipped.len() == tensor_files;
+        let Some(new) = made.entries.filter(|_| is_all_taken) else {
+            return Err(Error::Interrupted { partial });
         };
+        store.make_side_files()?;
         for file in 0..job.layout.files.len() {
-            self.store.sync(file)?;
+            store.sync(file)?;
         }
-        self.journal.whole()?;
-        drop((self.store, self.journal));
-        store::finish(&job.destination, &job.layout, PRIVATE)?;
-        let entries = in_order(job, self.done.into_iter().chain(new));
-        Ok(Outcome::Written { entries, resumed: self.resumed, amount, busy })
+        let mut journal = journal.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        journal.whole()?;
+        drop((store, journal));
+        if outlet.is_some() {
+            store::finish_beside(&job.destination, &job.layout)?;
+        } else {
+            store::finish(&job.destination, &job.layout, PRIVATE)?;
+        }
+        let entries = in_order(job, kept.entries.into_iter().chain(new));
+        let shipped = files_in_order(job, shipped);
+        Ok(Outcome::Written { entries, shipped, resumed, amount, busy: made.busy })
     }
 }
 
-/// Size and time of each source file.
-fn stamps(source: &dyn TensorSource) -> Result<Vec<SourceStamp>> {
-    let stamp = |path: &Path| {
-        let metadata = fs::metadata(path).map_err(Error::io(path))?;
-        let modified = metadata.modified().map_err(Error::io(path))?;
-        let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(SourceStamp { name, bytes: metadata.len(), modified })
-    };
-    source.files().iter().map(|file| stamp(&file.path)).collect()
+/// The position of an output file.
+fn file_index(job: &Job, name: &str) -> Option<usize> {
+    job.layout.files.iter().position(|file| file.name == name)
 }
 
-/// Refuses to go on with another job's output or from a changed source.
-fn agree(job: &Job, past: &Past, stamps: &[SourceStamp], partial: &Path) -> Result<()> {
-    let Some(head) = &past.head else { return Ok(()) };
-    if head.recipe != job.recipe.hash() {
-        let theirs = fs::read_to_string(partial.join(RECIPE)).unwrap_or_default();
-        return Err(Error::OtherJob { path: partial.to_owned(), difference: job.recipe.difference(&theirs) });
-    }
-    for (file, (now, then)) in job.source.files().iter().zip(stamps.iter().zip(&head.source)) {
-        if now != then {
-            let difference = if now.bytes == then.bytes {
-                "its time of modification is another".to_owned()
-            } else {
-                format!("it had {} bytes and has {}", then.bytes, now.bytes)
-            };
-            return Err(Error::SourceChanged {
-                path: file.path.clone(),
-                difference,
-                partial: partial.to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Keeps the entries whose bytes are on the disk as the journal says; the others are done again.
-fn check(job: &Job, store: &Store, entries: Vec<Entry>, progress: &dyn Progress) -> Result<Vec<Entry>> {
-    if entries.is_empty() {
-        return Ok(entries);
-    }
-    let bytes = |entry: &Entry| entry.planes.iter().map(|plane| plane.len).sum::<u64>();
-    let total = Amount { written: entries.iter().map(bytes).sum(), ..Amount::default() };
-    progress.begin(Phase::Checking, total, Amount::default());
-    let tensors: HashMap<&str, usize> =
-        job.outputs.iter().enumerate().map(|(index, output)| (output.name.as_str(), index)).collect();
-    let mut kept = Vec::new();
-    for entry in entries {
-        let Some(&tensor) = tensors.get(entry.tensor.as_str()) else { continue };
-        let mut same = true;
-        for (at, plane) in job.layout.planes[tensor].iter().zip(&entry.planes) {
-            same =
-                same && (at.offset, at.len) == (plane.offset, plane.len) && store.hash(*at)? == plane.sha256;
-        }
-        progress.advance(Amount { written: bytes(&entry), ..Amount::default() });
-        if same {
-            kept.push(entry);
-        }
-    }
-    progress.end();
-    Ok(kept)
+/// The files in the order of the output, each once.
+fn files_in_order(job: &Job, mut files: Vec<Shipped>) -> Vec<Shipped> {
+    files.sort_by_key(|file| file_index(job, &file.name));
+    files.dedup_by(|a, b| a.name == b.name);
+    files
 }
 
 /// The entries in the order of the output's tensors.

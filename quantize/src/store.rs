@@ -1,21 +1,22 @@
 //! The output's files on the disk. They are made in `<output>.partial/` beside their final place, allocated in full before
-//! the first weight is written, and moved when whole and synced: no final name ever holds a partial file.
+//! the first of their weights is written, and moved when whole and synced: no final name ever holds a partial file. Those that an
+//! outlet takes never have a final name here.
+
+mod files;
+mod room;
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::Read,
-    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use formats::{Layout, layout::Placement};
-use sha2::{Digest, Sha256};
+use formats::{Layout, layout::OutputFile};
 
-use crate::{
-    error::{Error, Result},
-    recipe::hex,
-};
+pub use files::Store;
+
+use crate::error::{Error, Result};
 
 /// Where an output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,14 +74,9 @@ pub enum Present {
 pub fn present(destination: &Destination, layout: &Layout) -> Result<Present> {
     let (mut found, mut same) = (0, 0);
     for file in &layout.files {
-        let path = destination.dir().join(&file.name);
-        let Ok(metadata) = fs::metadata(&path) else { continue };
-        found += 1;
-        if metadata.len() == file.len {
-            let mut header = vec![0; file.header.len()];
-            File::open(&path).and_then(|mut f| f.read_exact(&mut header)).map_err(Error::io(&path))?;
-            same += usize::from(header == file.header);
-        }
+        let there = lies(destination, file)?;
+        found += usize::from(there.is_some());
+        same += usize::from(there == Some(true));
     }
     Ok(match found {
         _ if found == layout.files.len() && same == found => Present::Same,
@@ -89,117 +85,37 @@ pub fn present(destination: &Destination, layout: &Layout) -> Result<Present> {
     })
 }
 
-/// The files of an unfinished output, open for writing.
-pub struct Store {
-    files: Vec<File>,
-    paths: Vec<PathBuf>,
+/// Compares what lies at the destination with what this job writes there if an outlet takes the files that hold tensors: side
+/// files, if any. [`Present::Nothing`] also if they are there already: they do not tell whether the others were taken.
+///
+/// # Errors
+/// If a file is there but can't be read.
+pub fn present_beside(destination: &Destination, layout: &Layout) -> Result<Present> {
+    for (file, _) in layout.files.iter().zip(holds_tensors(layout)).filter(|(_, tensors)| !tensors) {
+        if lies(destination, file)? == Some(false) {
+            return Ok(Present::Other);
+        }
+    }
+    Ok(Present::Nothing)
 }
 
-impl Store {
-    /// Creates or reopens the files, allocates them in full and writes their headers.
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`] if the disk can't hold them, before anything is written.
-    pub fn open(partial: &Path, layout: &Layout) -> Result<Store> {
-        let mut store = Store { files: Vec::new(), paths: Vec::new() };
-        for file in &layout.files {
-            let path = partial.join(&file.name);
-            let handle = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(Error::io(&path))?;
-            store.files.push(handle);
-            store.paths.push(path);
-        }
-        store.check_room(layout)?;
-        for (index, file) in layout.files.iter().enumerate() {
-            store.allocate(index, file.len, layout)?;
-            store.write(index, 0, &file.header)?;
-        }
-        Ok(store)
+/// Whether a file that lies at the destination is this one, as far as its size and its header tell; `None` if there is none.
+fn lies(destination: &Destination, file: &OutputFile) -> Result<Option<bool>> {
+    let path = destination.dir().join(&file.name);
+    let Ok(metadata) = fs::metadata(&path) else { return Ok(None) };
+    if metadata.len() != file.len {
+        return Ok(Some(false));
     }
+    let mut header = vec![0; file.header.len()];
+    File::open(&path).and_then(|mut f| f.read_exact(&mut header)).map_err(Error::io(&path))?;
+    Ok(Some(header == file.header))
+}
 
-    /// Bytes that are still to be allocated.
-    fn missing(&self, layout: &Layout) -> u64 {
-        let allocated = |file: &File| file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
-        self.files.iter().zip(&layout.files).map(|(file, due)| due.len.saturating_sub(allocated(file))).sum()
-    }
-
-    /// Asks before allocating: a system that runs out half way keeps what it could get, and fills the disk with it.
-    fn check_room(&self, layout: &Layout) -> Result<()> {
-        let Some(file) = self.files.first() else { return Ok(()) };
-        let Ok(system) = rustix::fs::fstatvfs(file) else { return Ok(()) };
-        let (needed, free) = (self.missing(layout), system.f_bavail.saturating_mul(system.f_frsize));
-        if needed > free {
-            return Err(Error::NoSpace { path: self.paths[0].clone(), needed, free });
-        }
-        Ok(())
-    }
-
-    fn allocate(&self, index: usize, len: u64, layout: &Layout) -> Result<()> {
-        use rustix::{
-            fs::{FallocateFlags, fallocate},
-            io::Errno,
-        };
-        if len == 0 {
-            return Ok(());
-        }
-        // Some file systems can't allocate ahead; then a full disk shows while writing.
-        match fallocate(&self.files[index], FallocateFlags::empty(), 0, len) {
-            Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                self.files[index].set_len(len).map_err(Error::io(&self.paths[index]))
-            }
-            Err(Errno::NOSPC | Errno::DQUOT) => {
-                Err(Error::NoSpace { path: self.paths[index].clone(), needed: self.missing(layout), free: 0 })
-            }
-            Err(errno) => Err(Error::Io { path: self.paths[index].clone(), source: errno.into() }),
-        }
-    }
-
-    /// Writes `bytes` at `offset` of file `file`.
-    ///
-    /// # Errors
-    /// If the system refuses.
-    pub fn write(&self, file: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.files[file].write_all_at(bytes, offset).map_err(Error::io(&self.paths[file]))
-    }
-
-    /// Reads bytes at `offset` of file `file`.
-    ///
-    /// # Errors
-    /// If the system refuses.
-    pub fn read(&self, file: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        self.files[file].read_exact_at(bytes, offset).map_err(Error::io(&self.paths[file]))
-    }
-
-    /// Waits until the bytes of file `file` are on the disk.
-    ///
-    /// # Errors
-    /// If the system refuses.
-    pub fn sync(&self, file: usize) -> Result<()> {
-        self.files[file].sync_data().map_err(Error::io(&self.paths[file]))
-    }
-
-    /// SHA-256 of the bytes that lie at a placement now.
-    ///
-    /// # Errors
-    /// If they can't be read.
-    pub fn hash(&self, at: Placement) -> Result<String> {
-        let mut sha = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        let mut offset = 0;
-        while offset < at.len {
-            let n = (at.len - offset).min(buffer.len() as u64) as usize;
-            self.read(at.file, at.offset + offset, &mut buffer[..n])?;
-            sha.update(&buffer[..n]);
-            offset += n as u64;
-        }
-        Ok(hex(&sha.finalize()))
-    }
+/// For each file of a layout, whether it holds tensors: the others are side files.
+pub(crate) fn holds_tensors(layout: &Layout) -> Vec<bool> {
+    let mut holds = vec![false; layout.files.len()];
+    layout.planes.iter().flatten().for_each(|plane| holds[plane.file] = true);
+    holds
 }
 
 /// Moves the whole files to their final names and removes `partial`. Files that an interrupted call has moved already are
@@ -208,12 +124,7 @@ impl Store {
 /// # Errors
 /// If the system refuses.
 pub fn finish(destination: &Destination, layout: &Layout, private: &[&str]) -> Result<()> {
-    let partial = destination.partial();
-    let sync_dir = |path: &Path| File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io(path));
-    let parent = match destination.path().parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
+    let (partial, parent) = (destination.partial(), parent(destination));
     match destination {
         Destination::Files { dir, .. } => {
             move_files(&partial, dir, layout)?;
@@ -232,6 +143,46 @@ pub fn finish(destination: &Destination, layout: &Layout, private: &[&str]) -> R
     }
     tidy(destination, private)?;
     sync_dir(&parent)
+}
+
+/// Moves what no outlet took, the side files, to their final names. `partial` stays, with the journal. May be called again.
+///
+/// # Errors
+/// If the system refuses.
+pub(crate) fn finish_beside(destination: &Destination, layout: &Layout) -> Result<()> {
+    if holds_tensors(layout).into_iter().all(|tensors| tensors) {
+        return Ok(());
+    }
+    let parent = parent(destination);
+    let dir = if destination.dir().as_os_str().is_empty() { &parent } else { destination.dir() };
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    move_files(&destination.partial(), dir, layout)?;
+    sync_dir(dir)?;
+    sync_dir(&parent)
+}
+
+/// Removes the `partial` folder and all that is in it, if there is one.
+///
+/// # Errors
+/// If the system refuses.
+pub(crate) fn remove_partial(destination: &Destination) -> Result<()> {
+    let partial = destination.partial();
+    match fs::remove_dir_all(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&partial)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io(path))
+}
+
+/// The folder in which the output lies, be it a file or a folder.
+fn parent(destination: &Destination) -> PathBuf {
+    match destination.path().parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// Removes what a job keeps for itself once its output is in place: the `private` files, and the emptied `partial` folder. A run
@@ -289,7 +240,10 @@ fn remove_stale_shards(folder: &Path, layout: &Layout) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use formats::layout::OutputFile;
+    use formats::layout::Placement;
+    use sha2::{Digest, Sha256};
+
+    use crate::recipe::hex;
 
     fn layout() -> Layout {
         Layout {
@@ -309,20 +263,21 @@ mod tests {
             Destination::Folder(dir.path().join("folder")),
         ] {
             let partial = destination.partial();
-            assert_eq!(present(&destination, &layout()).expect("present"), Present::Nothing);
+            let layout = layout();
+            assert_eq!(present(&destination, &layout).expect("present"), Present::Nothing);
             fs::create_dir(&partial).expect("partial");
             fs::write(partial.join("journal"), "").expect("journal");
-            let store = Store::open(&partial, &layout()).expect("store");
+            let store = Store::open(&partial, &layout).expect("store");
             store.write(0, 4, b"abcdef").expect("write");
             store.sync(0).expect("sync");
             let all = Placement { file: 0, offset: 4, len: 6 };
             assert_eq!(store.hash(all).expect("hash"), hex(&Sha256::digest(b"abcdef")));
-            assert_eq!(present(&destination, &layout()).expect("present"), Present::Nothing);
-            finish(&destination, &layout(), &["journal"]).expect("finish");
-            assert_eq!(present(&destination, &layout()).expect("present"), Present::Same);
+            assert_eq!(present(&destination, &layout).expect("present"), Present::Nothing);
+            finish(&destination, &layout, &["journal"]).expect("finish");
+            assert_eq!(present(&destination, &layout).expect("present"), Present::Same);
             assert_eq!(fs::read(destination.dir().join("a")).expect("a"), b"headabcdef");
             assert!(!partial.exists() && !destination.dir().join("journal").exists());
-            let mut other = layout();
+            let mut other = layout;
             other.files[0].header = b"HEAD".to_vec();
             assert_eq!(present(&destination, &other).expect("present"), Present::Other);
         }

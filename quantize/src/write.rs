@@ -1,10 +1,10 @@
-//! The end of the pass: bytes to their places, their hashes, and a line in the journal once they are on the disk.
+//! Bytes to their places, and their hashes: what the writer thread does.
 
 use std::{
-    collections::HashSet,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender},
+    collections::HashMap,
+    sync::mpsc::{Receiver, Sender},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use formats::{Layout, OutputTensor, layout::Placement};
@@ -13,113 +13,178 @@ use sha2::{Digest, Sha256};
 use crate::{
     encode::Stats,
     error::{Error, Result},
-    journal::{Entry, Journal, Plane},
+    journal::{Entry, Plane},
+    keep::Finished,
     pass::{Encoded, Pass, join},
     progress::{Amount, Progress},
     recipe::hex,
+    segment::{Segment, placements},
+    stop::Stop,
     store::Store,
+    tile::Tile,
+    work::{Work, files_of},
 };
 
-/// How long finished tensors may wait for their line in the journal: a sync costs more than a small tensor.
-const JOURNAL_EVERY: Duration = Duration::from_secs(2);
 /// Bytes of a tile that take longer to hash than a thread to start.
 const WORTH_A_THREAD: u64 = 1 << 17;
 
-/// A tensor whose bytes are written, and the files that hold them.
-pub(crate) struct Finished {
-    entry: Entry,
-    files: Vec<usize>,
-}
-
-/// The tensor under way.
-#[derive(Default)]
-struct Open {
-    hashes: Vec<Sha256>,
-    stats: Stats,
+/// The writer thread.
+pub(crate) struct Writer<'a> {
+    pub pass: &'a Pass<'a>,
+    pub work: &'a Work,
+    pub store: &'a Store<'a>,
+    pub progress: &'a dyn Progress,
+    pub stop: &'a Stop<'a>,
 }
 
 /// What became of the tiles.
 #[derive(Default)]
 pub(crate) struct Written {
-    /// How many were written.
-    pub tiles: usize,
+    /// How many segments were written.
+    pub segments: usize,
     /// Seconds of hashing.
     pub hash: f64,
     /// Seconds of writing.
     pub write: f64,
 }
 
-/// Writes tiles as they come, and hashes them meanwhile.
-pub(crate) fn write(
-    pass: &Pass<'_>,
-    store: &Store,
-    progress: &dyn Progress,
-    encoded: &Receiver<Encoded>,
-    buffers: &Sender<Vec<Vec<u8>>>,
-    finished: &Sender<Finished>,
-) -> Result<Written> {
-    let mut sum = Written::default();
-    let mut open = Open::default();
-    for Encoded { tile, read, planes, stats } in encoded {
-        let format = pass.formats[tile.tensor];
-        let placements = &pass.layout.planes[tile.tensor];
-        if tile.first_weight == 0 {
-            open = Open { hashes: vec![Sha256::new(); placements.len()], stats: Stats::default() };
-        }
-        let mut hash = || {
-            let start = Instant::now();
-            for (hash, bytes) in open.hashes.iter_mut().zip(&planes) {
-                hash.update(bytes);
+/// The segment under way.
+#[derive(Default)]
+struct Open {
+    hashes: Vec<Sha256>,
+    stats: Stats,
+}
+
+/// A tensor of several segments that came in order so far.
+struct Whole {
+    hashes: Vec<Sha256>,
+    /// The weight that is next.
+    next: u64,
+}
+
+impl Writer<'_> {
+    /// Writes tiles as they come, and hashes them meanwhile.
+    ///
+    /// # Errors
+    /// If the system refuses, or a tensor has weights that may not be written.
+    pub fn run(
+        &self,
+        encoded: &Receiver<Encoded>,
+        buffers: &Sender<Vec<Vec<u8>>>,
+        finished: &Sender<Finished>,
+    ) -> Result<Written> {
+        let mut sum = Written::default();
+        let mut open = Open::default();
+        let mut wholes: HashMap<usize, Whole> = HashMap::new();
+        for Encoded { tile, read, planes, stats } in encoded {
+            let segment = &self.work.segments[tile.step];
+            let planes_at = &self.pass.layout.planes[tile.tensor];
+            if tile.first_weight == segment.first_weight {
+                for file in files_of(planes_at) {
+                    if !self.store.make(file, self.stop)? {
+                        return Ok(sum);
+                    }
+                }
+                open = Open { hashes: vec![Sha256::new(); planes_at.len()], stats: Stats::default() };
+                if tile.first_weight == 0 && self.work.is_cut(tile.tensor) {
+                    wholes.insert(tile.tensor, Whole { hashes: open.hashes.clone(), next: 0 });
+                }
             }
-            start.elapsed().as_secs_f64()
-        };
+            let whole = wholes.get_mut(&tile.tensor).filter(|whole| whole.next == tile.first_weight);
+            let in_order = whole.is_some();
+            self.tile(&tile, &planes, &mut open.hashes, whole, &mut sum)?;
+            if !in_order {
+                wholes.remove(&tile.tensor);
+            }
+            open.stats.add(&stats);
+            let written = planes.iter().map(|bytes| bytes.len() as u64).sum();
+            // The encoder may be done and gone: then nobody needs the buffers.
+            let _ = buffers.send(planes);
+            self.progress.advance(Amount { read, written, weights: tile.weights });
+            if tile.last {
+                let elements = self.pass.outputs[tile.tensor].elements();
+                let whole = match wholes.get(&tile.tensor) {
+                    Some(whole) if whole.next == elements => wholes.remove(&tile.tensor),
+                    _ => None,
+                };
+                let done = self.finish(tile.step, segment, std::mem::take(&mut open), whole)?;
+                sum.segments += 1;
+                if finished.send(done).is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Writes a tile and hashes it: for its segment, and for its tensor as long as that comes in order.
+    fn tile(
+        &self,
+        tile: &Tile,
+        planes: &[Vec<u8>],
+        hashes: &mut [Sha256],
+        whole: Option<&mut Whole>,
+        sum: &mut Written,
+    ) -> Result<()> {
         let put = || -> Result<f64> {
             let start = Instant::now();
-            for (plane, bytes) in planes.iter().enumerate() {
-                let at = placements[plane];
-                let offset = tile.first_weight / format.block as u64 * format.planes[plane] as u64;
-                store.write(at.file, at.offset + offset, bytes)?;
+            let weights = tile.first_weight..tile.first_weight + tile.weights;
+            let planes_at = &self.pass.layout.planes[tile.tensor];
+            let at = placements(self.pass.formats[tile.tensor], planes_at, weights);
+            for (at, bytes) in at.iter().zip(planes) {
+                self.store.write(at.file, at.offset, bytes)?;
             }
             Ok(start.elapsed().as_secs_f64())
         };
-        let written = planes.iter().map(|bytes| bytes.len() as u64).sum();
-        let (hashing, writing) = if written < WORTH_A_THREAD {
-            (hash(), put()?)
-        } else {
-            thread::scope(|scope| {
-                let hashing = scope.spawn(&mut hash);
-                let writing = put();
-                Ok::<_, Error>((join(hashing), writing?))
-            })?
-        };
+        let whole = whole.map(|whole| {
+            whole.next += tile.weights;
+            &mut whole.hashes[..]
+        });
+        let mut all: Vec<&mut [Sha256]> = whole.into_iter().chain([hashes]).collect();
+        let (hashing, writing) =
+            if planes.iter().map(|bytes| bytes.len() as u64).sum::<u64>() < WORTH_A_THREAD {
+                (all.iter_mut().map(|hashes| update(hashes, planes)).sum(), put()?)
+            } else {
+                thread::scope(|scope| {
+                    let threads: Vec<_> =
+                        all.iter_mut().map(|hashes| scope.spawn(|| update(hashes, planes))).collect();
+                    let writing = put();
+                    // They hash at the same time.
+                    let hashing = threads.into_iter().map(join).fold(0.0, f64::max);
+                    Ok::<_, Error>((hashing, writing?))
+                })?
+            };
         sum.hash += hashing;
         sum.write += writing;
-        open.stats.add(&stats);
-        sum.tiles += 1;
-        // The encoder may be done and gone: then nobody needs the buffers.
-        let _ = buffers.send(planes);
-        progress.advance(Amount { read, written, weights: tile.weights });
-        if tile.last {
-            let entry = finish(pass, tile.tensor, placements, std::mem::take(&mut open))?;
-            let files = placements.iter().map(|at| at.file).collect();
-            if finished.send(Finished { entry, files }).is_err() {
-                break;
-            }
-        }
+        Ok(())
     }
-    Ok(sum)
+
+    /// What is to be noted of a segment, or what is wrong with its weights.
+    fn finish(&self, step: usize, segment: &Segment, open: Open, whole: Option<Whole>) -> Result<Finished> {
+        let Pass { outputs, formats, layout, .. } = self.pass;
+        let (output, format) = (&outputs[segment.tensor], formats[segment.tensor]);
+        let Open { hashes, stats } = open;
+        stats.check(output, format, self.pass.allow_nonfinite)?;
+        let at = segment.placements(format, &layout.planes[segment.tensor]);
+        let entry = entry(output, layout, &at, hexed(hashes), &stats);
+        Ok(Finished { step, entry, stats, whole: whole.map(|whole| hexed(whole.hashes)) })
+    }
 }
 
-/// The journal's entry for a tensor, or what is wrong with its weights.
-fn finish(pass: &Pass<'_>, tensor: usize, placements: &[Placement], open: Open) -> Result<Entry> {
-    let output = &pass.outputs[tensor];
-    let Open { hashes, stats } = open;
-    stats.check(output, pass.formats[tensor], pass.allow_nonfinite)?;
-    let hashes = hashes.into_iter().map(|sha| hex(&sha.finalize()));
-    Ok(entry(output, pass.layout, placements, hashes, &stats))
+/// Hashes bytes of each plane, and tells the seconds.
+fn update(hashes: &mut [Sha256], planes: &[Vec<u8>]) -> f64 {
+    let start = Instant::now();
+    for (hash, bytes) in hashes.iter_mut().zip(planes) {
+        hash.update(bytes);
+    }
+    start.elapsed().as_secs_f64()
 }
 
-/// The journal's entry for a tensor whose planes lie at `placements` and have these hashes.
+fn hexed(hashes: Vec<Sha256>) -> Vec<String> {
+    hashes.into_iter().map(|sha| hex(&sha.finalize())).collect()
+}
+
+/// The journal's entry for a tensor, or a segment of it, whose planes lie at `placements` and have these hashes.
 pub(crate) fn entry(
     output: &OutputTensor,
     layout: &Layout,
@@ -139,40 +204,5 @@ pub(crate) fn entry(
         squared_error: stats.squared_error,
         energy: stats.energy,
         nonfinite: stats.nonfinite,
-    }
-}
-
-/// Syncs what is finished, and only then notes it. Gives all entries and the seconds it waited for the disk.
-pub(crate) fn keep(
-    store: &Store,
-    journal: &mut Journal,
-    finished: &Receiver<Finished>,
-) -> Result<(Vec<Entry>, f64)> {
-    let (mut waiting, mut files, mut kept) = (Vec::new(), HashSet::new(), Vec::new());
-    let mut busy = 0.0;
-    let mut next = Instant::now() + JOURNAL_EVERY;
-    loop {
-        let received = finished.recv_timeout(next.saturating_duration_since(Instant::now()));
-        let over = matches!(received, Err(RecvTimeoutError::Disconnected));
-        let timeout = matches!(received, Err(RecvTimeoutError::Timeout));
-        if let Ok(Finished { entry, files: touched }) = received {
-            waiting.push(entry);
-            files.extend(touched);
-        }
-        if (over || timeout || Instant::now() >= next) && !waiting.is_empty() {
-            let start = Instant::now();
-            for file in files.drain() {
-                store.sync(file)?;
-            }
-            journal.done(&waiting)?;
-            kept.append(&mut waiting);
-            busy += start.elapsed().as_secs_f64();
-        }
-        if over {
-            return Ok((kept, busy));
-        }
-        if Instant::now() >= next {
-            next = Instant::now() + JOURNAL_EVERY;
-        }
     }
 }

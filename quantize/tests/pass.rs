@@ -177,7 +177,7 @@ fn output(dir: &Path) -> Vec<Vec<u8>> {
 fn unbroken(format: &str) -> Vec<Vec<u8>> {
     let dir = tempfile::tempdir().expect("dir");
     let job = job(dir.path(), Source::new(dir.path()), format);
-    run(&job, options(), &Silent, &never()).expect("run");
+    run(&job, options(), None, &Silent, &never()).expect("run");
     output(dir.path())
 }
 
@@ -187,7 +187,7 @@ fn the_same_bytes_for_any_number_of_threads_and_any_memory() {
     for (threads, memory) in [(1, 2 << 20), (5, 1 << 30), (3, 1_120_000)] {
         let dir = tempfile::tempdir().expect("dir");
         let job = job(dir.path(), Source::new(dir.path()), "f16");
-        run(&job, RunOptions { threads, memory, ..options() }, &Silent, &never()).expect("run");
+        run(&job, RunOptions { threads, memory, ..options() }, None, &Silent, &never()).expect("run");
         assert!(output(dir.path()) == expected, "{threads} threads, {memory} bytes");
         assert!(!job.destination.partial().exists());
     }
@@ -201,19 +201,20 @@ fn a_job_that_fails_half_way_keeps_what_it_has_and_goes_on() {
         let mut source = Source::new(dir.path());
         source.fail_after = Some(AtomicUsize::new(tensors * 4 * (ROWS * COLUMNS) as usize));
         let job = job(dir.path(), source, "f16");
-        let error = run(&job, options(), &Silent, &never()).expect_err("the disk is unplugged");
+        let error = run(&job, options(), None, &Silent, &never()).expect_err("the disk is unplugged");
         assert!(error.to_string().contains("unplugged"), "{error}");
         assert!(!dir.path().join("part0").exists(), "no final name holds a partial file");
     }
     let job = job(dir.path(), Source::new(dir.path()), "f16");
-    let Outcome::Written { resumed, entries, .. } = run(&job, options(), &Silent, &never()).expect("resumed")
+    let Outcome::Written { resumed, entries, .. } =
+        run(&job, options(), None, &Silent, &never()).expect("resumed")
     else {
         panic!("written")
     };
     assert_eq!(resumed, 9, "tensors that were kept");
     assert_eq!(entries.len(), TENSORS);
     assert!(output(dir.path()) == expected);
-    assert!(matches!(run(&job, options(), &Silent, &never()), Ok(Outcome::AlreadyThere)));
+    assert!(matches!(run(&job, options(), None, &Silent, &never()), Ok(Outcome::AlreadyThere)));
 }
 
 /// Presses Ctrl-C after some tiles.
@@ -234,9 +235,9 @@ fn an_interrupted_job_goes_on_to_the_same_bytes() {
     let dir = tempfile::tempdir().expect("dir");
     let job = job(dir.path(), Source::new(dir.path()), "f16");
     let watch = CancelAfter(AtomicUsize::new(3), never());
-    let error = run(&job, options(), &watch, &watch.1).expect_err("interrupted");
+    let error = run(&job, options(), None, &watch, &watch.1).expect_err("interrupted");
     assert!(matches!(error, Error::Interrupted { .. }) && error.to_string().contains("same command again"));
-    run(&job, options(), &Silent, &never()).expect("resumed");
+    run(&job, options(), None, &Silent, &never()).expect("resumed");
     assert!(output(dir.path()) == unbroken("f16"));
 }
 
@@ -245,12 +246,12 @@ fn bytes_that_are_not_as_the_journal_says_are_written_again() {
     let dir = tempfile::tempdir().expect("dir");
     let job = job(dir.path(), Source::new(dir.path()), "f16");
     let watch = CancelAfter(AtomicUsize::new(4), never());
-    run(&job, options(), &watch, &watch.1).expect_err("interrupted");
+    run(&job, options(), None, &watch, &watch.1).expect_err("interrupted");
     let part = job.destination.partial().join("part0");
     let mut bytes = fs::read(&part).expect("part");
     bytes[100] ^= 0xff;
     fs::write(&part, bytes).expect("damage");
-    run(&job, options(), &Silent, &never()).expect("resumed");
+    run(&job, options(), None, &Silent, &never()).expect("resumed");
     assert!(output(dir.path()) == unbroken("f16"));
 }
 
@@ -259,14 +260,14 @@ fn another_recipe_or_a_changed_source_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().expect("dir");
     let first = job(dir.path(), Source::new(dir.path()), "f16");
     let watch = CancelAfter(AtomicUsize::new(4), never());
-    run(&first, options(), &watch, &watch.1).expect_err("interrupted");
+    run(&first, options(), None, &watch, &watch.1).expect_err("interrupted");
 
     let other = job(dir.path(), Source::new(dir.path()), "bf16");
-    let error = run(&other, options(), &Silent, &never()).expect_err("another recipe").to_string();
+    let error = run(&other, options(), None, &Silent, &never()).expect_err("another recipe").to_string();
     assert!(error.contains("`format = \"f16\"`") && error.contains("`format = \"bf16\"`"), "{error}");
 
     fs::write(dir.path().join("source"), b"longer source").expect("change");
-    let error = run(&first, options(), &Silent, &never()).expect_err("changed source").to_string();
+    let error = run(&first, options(), None, &Silent, &never()).expect_err("changed source").to_string();
     assert!(error.contains("had 6 bytes and has 13"), "{error}");
 }
 
@@ -275,9 +276,9 @@ fn what_lies_at_the_destination_is_kept_unless_told_otherwise() {
     let dir = tempfile::tempdir().expect("dir");
     fs::write(dir.path().join("part0"), b"precious").expect("file");
     let job = job(dir.path(), Source::new(dir.path()), "f16");
-    assert!(matches!(run(&job, options(), &Silent, &never()), Err(Error::OutputExists { .. })));
+    assert!(matches!(run(&job, options(), None, &Silent, &never()), Err(Error::OutputExists { .. })));
     assert_eq!(fs::read(dir.path().join("part0")).expect("kept"), b"precious");
-    run(&job, RunOptions { overwrite: true, ..options() }, &Silent, &never()).expect("overwritten");
+    run(&job, RunOptions { overwrite: true, ..options() }, None, &Silent, &never()).expect("overwritten");
     assert!(output(dir.path()) == unbroken("f16"));
 }
 
@@ -293,11 +294,12 @@ fn nan_and_infinity_are_counted_and_refused_unless_allowed() {
     let mut source = Source::new(dir.path());
     spoil(&mut source, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
     let mut job = job(dir.path(), source, "f16");
-    let error = run(&job, options(), &Silent, &never()).expect_err("refused").to_string();
+    let error = run(&job, options(), None, &Silent, &never()).expect_err("refused").to_string();
     assert!(error.contains("out3") && error.contains("3 of its 46080"), "{error}");
     job.recipe.allow_nonfinite = true;
     fs::remove_dir_all(job.destination.partial()).expect("begin anew");
-    let Outcome::Written { entries, .. } = run(&job, options(), &Silent, &never()).expect("allowed") else {
+    let Outcome::Written { entries, .. } = run(&job, options(), None, &Silent, &never()).expect("allowed")
+    else {
         panic!("written")
     };
     assert_eq!(entries[3].nonfinite, 3);
@@ -312,11 +314,12 @@ fn a_tensor_that_keeps_its_format_is_copied_bit_for_bit() {
     source.data[2][..4].copy_from_slice(&0x7fa0_1234_u32.to_le_bytes());
     let bytes = source.data[2].clone();
     let mut job = job(dir.path(), source, "f32");
-    let error = run(&job, options(), &Silent, &never()).expect_err("refused").to_string();
+    let error = run(&job, options(), None, &Silent, &never()).expect_err("refused").to_string();
     assert!(error.contains("out2") && error.contains("1 of its 46080"), "{error}");
     job.recipe.allow_nonfinite = true;
     fs::remove_dir_all(job.destination.partial()).expect("begin anew");
-    let Outcome::Written { entries, busy, .. } = run(&job, options(), &Silent, &never()).expect("allowed")
+    let Outcome::Written { entries, busy, .. } =
+        run(&job, options(), None, &Silent, &never()).expect("allowed")
     else {
         panic!("written")
     };
@@ -344,7 +347,7 @@ fn weights_beyond_the_format_are_refused() {
     let mut source = Source::new(dir.path());
     spoil(&mut source, &[1e6]);
     let job = job(dir.path(), source, "f16");
-    let error = run(&job, options(), &Silent, &never()).expect_err("refused").to_string();
+    let error = run(&job, options(), None, &Silent, &never()).expect_err("refused").to_string();
     assert!(error.contains("out3") && error.contains("1 of its 46080") && error.contains("bf16"), "{error}");
 }
 
@@ -353,7 +356,7 @@ fn a_full_disk_shows_before_any_work() {
     let dir = tempfile::tempdir().expect("dir");
     let mut job = job(dir.path(), Source::new(dir.path()), "f16");
     job.layout.files[1].len = 4 << 40;
-    let error = run(&job, options(), &Silent, &never()).expect_err("four terabytes").to_string();
+    let error = run(&job, options(), None, &Silent, &never()).expect_err("four terabytes").to_string();
     assert!(error.contains("part0") && error.contains("43980") && error.contains("free"), "{error}");
 }
 
@@ -362,6 +365,6 @@ fn too_little_memory_is_said_with_the_numbers() {
     let dir = tempfile::tempdir().expect("dir");
     let job = job(dir.path(), Source::new(dir.path()), "f16");
     let error =
-        run(&job, RunOptions { memory: 1000, ..options() }, &Silent, &never()).expect_err("1000 bytes");
+        run(&job, RunOptions { memory: 1000, ..options() }, None, &Silent, &never()).expect_err("1000 bytes");
     assert!(matches!(error, Error::Memory { memory: 1000, .. }), "{error}");
 }

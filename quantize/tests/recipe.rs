@@ -84,7 +84,7 @@ fn the_same_bytes_with_the_options_and_with_the_recipe_made_of_them() {
     let dir = tempfile::tempdir().expect("dir");
     let bytes = |job: &Job| {
         let how = RunOptions { threads: 2, memory: 1 << 26, overwrite: false };
-        run(job, how, &Silent, &AtomicBool::new(false)).expect("run");
+        run(job, how, None, &Silent, &AtomicBool::new(false)).expect("run");
         let read = |file: &formats::layout::OutputFile| {
             fs::read(job.destination.dir().join(&file.name)).expect("output")
         };

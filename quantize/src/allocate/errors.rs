@@ -9,7 +9,8 @@ use kernels::{Format, Isa};
 use crate::encode::{Stats, encode, round};
 use crate::error::{Error, Result};
 use crate::read::load;
-use crate::tile::{Pieces, Tile};
+use crate::segment::Pieces;
+use crate::tile::Tile;
 
 /// Weights that stand for any tensor: whole blocks of every format.
 const NORMAL: usize = 32 * 1024;
@@ -67,8 +68,8 @@ pub fn sampled(
     let mut planes = Vec::new();
     for part in places(parts) {
         let weights = part.weights();
-        let tile =
-            Tile { tensor: 0, first_weight: 0, weights, pieces: Pieces::Source(vec![part]), last: false };
+        let pieces = Pieces::Source(vec![part]);
+        let tile = Tile { tensor: 0, step: 0, first_weight: 0, weights, pieces, last: true };
         let loaded = load(source, scales, tile, Vec::new())?;
         for (sum, format) in sums.iter_mut().zip(formats) {
             sum.add(&encode(source, &loaded, format, Isa::detect(), None, &mut planes)?);

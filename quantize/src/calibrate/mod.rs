@@ -125,7 +125,7 @@ pub fn run(
     let mut over: Vec<Option<Outcome>> = Vec::new();
     let mut sessions = Vec::new();
     for job in jobs {
-        match run::begin(job, options.overwrite, progress)? {
+        match run::begin(job, options.overwrite, None, progress)? {
             Begun::Over(outcome) => over.push(Some(outcome)),
             Begun::Open(session) => {
                 over.push(None);
