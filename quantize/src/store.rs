@@ -91,6 +91,9 @@ pub fn present(destination: &Destination, layout: &Layout) -> Result<Present> {
 /// # Errors
 /// If a file is there but can't be read.
 pub fn present_beside(destination: &Destination, layout: &Layout) -> Result<Present> {
+    if matches!(destination, Destination::Folder(path) if path.is_file()) {
+        return Ok(Present::Other);
+    }
     for (file, _) in layout.files.iter().zip(holds_tensors(layout)).filter(|(_, tensors)| !tensors) {
         if lies(destination, file)? == Some(false) {
             return Ok(Present::Other);

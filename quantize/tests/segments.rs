@@ -57,6 +57,8 @@ fn check_order(job: &Job, watch: &Watch) {
     assert_eq!(log.steps.len(), STEPS);
     assert!(log.settled.is_sorted() && log.settled.last() == Some(&(STEPS - 1)), "{:?}", log.settled);
     let mut read = vec![vec![]];
+    let is_scale = |id: &&usize| job.source.tensors()[**id].name.ends_with("inv");
+    assert!(log.read.iter().filter(|id| !is_scale(id)).is_sorted(), "{:?}", log.read);
     for &id in &log.read {
         let meta = &job.source.tensors()[id];
         if !meta.name.ends_with("inv") {
