@@ -23,6 +23,8 @@ use upload::{Commit, Trouble, Uploads};
 pub const MOST_INLINE: u64 = 10_000_000;
 const XET: &str = "xet";
 const MAIN: &str = "main";
+/// Characters of a pull request's title before the job's mark.
+const MOST_TITLE: usize = 150;
 /// Digits of the job's hash that its pull request is known by.
 const JOB_DIGITS: usize = 16;
 
@@ -267,7 +269,8 @@ impl Publisher {
 
     /// One attempt; what stopped it, if it may go well another time.
     fn commit_once(&mut self, files: &[(String, PathBuf)], message: &str) -> Result<Option<Failed>> {
-        let title = format!("{} {}", self.wish.title, self.mark());
+        let title: String = self.wish.title.chars().take(MOST_TITLE).collect();
+        let title = format!("{title} {}", self.mark());
         let description = format!("Recipe {}, by halfbyte {}", self.wish.job, env!("CARGO_PKG_VERSION"));
         let commit = Commit {
             files,
