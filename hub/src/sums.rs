@@ -74,7 +74,7 @@ mod tests {
             (format!("{hash}  /etc/passwd"), "outside of the folder"),
             (format!("{hash}  .git/config"), "outside of the folder"),
             (format!("{hash} a"), "sha256sum"),
-            (format!("{hash}"), "sha256sum"),
+            (hash.clone(), "sha256sum"),
             (format!("{}  a", "A".repeat(64)), "sha256sum"),
             (format!("\\{hash}  a\\nb"), "sha256sum"),
             (format!("{hash}  a\n{hash}  a"), "line 2 names a for the second time"),

@@ -171,6 +171,9 @@ impl Publisher {
     /// [`Error::Status`] if it can't be merged; as [`put`](Self::put).
     pub fn finish(self, merge: bool) -> Result<Published> {
         let Publisher { client, repo, .. } = &self;
+        if client.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
         let url = client.url(&format!("/{repo}"));
         let Some(number) = self.pull_request else {
             return Ok(Published { commit: client.commit(repo, MAIN)?, url, pull_request: None });
