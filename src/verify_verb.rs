@@ -229,6 +229,7 @@ mod tests {
             logits: None,
             fast: false,
             threads: None,
+            disk: None,
             memory: 1,
             max_kld,
             max_ppl_ratio,
