@@ -2,12 +2,14 @@
 
 mod args;
 mod calibration;
+mod check_verb;
 mod fetch_verb;
 mod formats_verb;
 mod inspect;
 mod interrupt;
 mod plan_verb;
 mod progress;
+mod publish_verb;
 mod quantize_verb;
 mod shrink;
 mod source;
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
         Verb::Plan(options) => plan_verb::run(options),
         Verb::Quantize(options) => quantize_verb::run(options),
         Verb::Verify(options) => verify_verb::run(options),
+        Verb::Publish(options) => publish_verb::run(options),
+        Verb::Check(options) => check_verb::run(options),
         Verb::Inspect(options) => inspect::run(options),
         Verb::Formats(options) => formats_verb::run(options),
         Verb::Targets(options) => targets_verb::run(options),

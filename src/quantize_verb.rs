@@ -271,6 +271,11 @@ impl ClassSum {
 }
 
 impl Done<'_> {
+    /// What became of each tensor, in the order of the file.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
     fn classes(&self) -> BTreeMap<formats::output::Class, ClassSum> {
         let mut classes: BTreeMap<_, ClassSum> = BTreeMap::new();
         for (index, entry) in self.entries.iter().enumerate() {

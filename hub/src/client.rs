@@ -72,13 +72,15 @@ pub(crate) struct Ask<'a> {
     pub range: Option<(u64, u64)>,
     /// A JSON body.
     pub json: Option<&'a serde_json::Value>,
+    /// The body's and the answer's media type, if it is not JSON's own.
+    pub media: Option<&'a str>,
     /// Whether a redirect to another host is an answer by itself.
     pub stay: bool,
 }
 
 impl<'a> Ask<'a> {
     pub fn get(url: &'a str) -> Ask<'a> {
-        Ask { method: Method::GET, url, range: None, json: None, stay: false }
+        Ask { method: Method::GET, url, range: None, json: None, media: None, stay: false }
     }
 }
 
@@ -155,7 +157,10 @@ impl Client {
             let wrong = |error: ureq::http::Error| Failed::new(error.to_string());
             let answer = match ask.json {
                 Some(json) => {
-                    let request = request.header("content-type", "application/json");
+                    let mut request = request.header("content-type", ask.media.unwrap_or("application/json"));
+                    if let Some(media) = ask.media {
+                        request = request.header("accept", media);
+                    }
                     self.agent.run(request.body(json.to_string()).map_err(wrong)?)
                 }
                 None => self.agent.run(request.body(()).map_err(wrong)?),

@@ -162,6 +162,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// A list of files, a manifest or a signature is not what it should be.
+    #[error("{file}: {problem}")]
+    Listing {
+        /// The file, with its folder or repository.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// The files that one step of the work reads are more than the scratch may hold.
     #[error(
         "{files} take {needed} bytes and are needed at the same time, but --disk allows {budget}: give at least {needed}, or leave \

@@ -3,7 +3,9 @@
 //! Each step is the verb of its own; what is finished is not done again when the same command is run again after an
 //! interruption.
 
+mod beside;
 mod card;
+mod front_matter;
 
 use std::{
     fs,
@@ -15,12 +17,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use formats::Source;
+use hub::{manifest, sums};
 use quantize::{
     fit::{Answer, Basis, Fit, Wish, fit},
     plan::Container,
 };
 use serde_json::{Value, json};
-use verify::{Input, Options, Outcome, Precision, description::ModelFile, report};
+use verify::{Input, Options, Outcome, Precision, report};
 
 use crate::{
     args, calibration,
@@ -46,7 +49,6 @@ const TEXT_FILE: &str = "verification.txt";
 const VERIFICATION: &str = "verification.json";
 const REPORT: &str = "report.html";
 const CARD: &str = "README.md";
-const SUMS: &str = "SHA256SUMS";
 
 /// Does it all.
 pub fn run(args: &args::Shrink) -> Result<()> {
@@ -75,6 +77,9 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         Answer::Fits(fit) => fit,
         Answer::Short(short) => return Err(plan_verb::refuse(&name, &wish, &short, args.json)?.into()),
     };
+    let text_name = args.text.as_deref().map(file_name);
+    let source_names = fit.job.recipe.source.iter().map(|file| file.name.as_str());
+    beside::check_names([name.as_str()].into_iter().chain(source_names).chain(text_name.as_deref()))?;
     if !args.json {
         plan_verb::print_summary(&name, &wish, &fit)?;
     }
@@ -110,10 +115,17 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     }
 
     step(args, 4, "writing the model card and the checksums");
-    let card = card::card(&name, source.path(), &wish, &fit, verification.as_ref());
-    put(&args.out.join(CARD), card.as_bytes())?;
-    let sums = sums(&args.out, &cancel)?;
-    put(&args.out.join(SUMS), sums.as_bytes())?;
+    beside::write(
+        &args.out,
+        &beside::Made {
+            source: &source,
+            wish: &wish,
+            fit: &fit,
+            entries: written.as_ref().map(quantize_verb::Done::entries),
+            verification: verification.as_ref(),
+        },
+        &cancel,
+    )?;
     if args.json {
         let plan = plan_verb::fits_json(&wish, &fit);
         let quantized: Option<Value> = written.as_ref().map(quantize_verb::Done::json);
@@ -122,7 +134,13 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         }));
     }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "\n{}: the model, {CARD}, {RECIPE}, {SUMS}", args.out.display())?;
+    writeln!(
+        out,
+        "\n{}: the model, {CARD}, {RECIPE}, {}, {}",
+        args.out.display(),
+        manifest::NAME,
+        sums::NAME
+    )?;
     writeln!(out, "run it: {}", card::command(&first_file(&fit), &wish, &fit))?;
     Ok(())
 }
@@ -154,35 +172,31 @@ fn verified(args: &args::Shrink, source: &Source, fit: &Fit, cancel: &AtomicBool
         memory: args.memory,
         precision: Precision::F32,
     };
-    let outcome = verify::evaluate(&options, &Steps::new(), cancel)?;
+    let mut outcome = verify::evaluate(&options, &Steps::new(), cancel)?;
+    // Names, not places: what is written here is published.
+    outcome.model.path = file_name(first_file(fit).as_path());
+    if let Some(reference) = outcome.reference.as_mut() {
+        reference.path = match source.origin() {
+            Some(_) => source.to_string(),
+            None => source.name(),
+        };
+    }
     put(&args.out.join(VERIFICATION), &serde_json::to_vec_pretty(&outcome)?)?;
     report::write(&args.out.join(REPORT), &outcome)?;
     Ok(outcome)
 }
 
+/// The last part of a path; of one such as `.`, that of the folder that it is.
+fn file_name(path: &Path) -> String {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_default()
+}
+
 /// Writes a small file whole or not at all.
-fn put(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
+pub fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
     fs::write(&part, bytes)
         .and_then(|()| fs::rename(&part, path))
         .with_context(|| format!("can't write {}", path.display()))
-}
-
-/// `sha256sum`'s lines for all files of a folder.
-fn sums(folder: &Path, cancel: &AtomicBool) -> Result<String> {
-    let entries = fs::read_dir(folder).with_context(|| format!("can't read {}", folder.display()))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.is_file() && path.file_name().is_some_and(|name| name != SUMS) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    let mut lines = String::new();
-    for path in files {
-        let file = ModelFile::hashed(&path, cancel)?;
-        lines += &format!("{}  {}\n", file.sha256.unwrap_or_default(), file.name);
-    }
-    Ok(lines)
 }

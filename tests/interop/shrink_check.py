@@ -22,7 +22,7 @@ UNIFORM = {
 }
 BASE = {"gguf": "f16", "mlx": "bf16"}
 SHARE = 0.995
-BESIDE = {"README.md", "recipe.toml", "report.html", "SHA256SUMS", "verification.json", "verification.txt"}
+BESIDE = {"README.md", "halfbyte.json", "recipe.toml", "report.html", "SHA256SUMS", "verification.json", "verification.txt"}
 
 
 def size(path):

@@ -2,9 +2,11 @@
 
 mod bad_input;
 mod calibrate;
+mod check;
 mod crash;
 mod fit;
 mod imatrix;
+mod publish;
 mod quantize;
 mod recipe;
 mod same_bytes;

@@ -2,5 +2,6 @@
 
 mod fetch;
 mod names;
+mod publish;
 mod setting;
 mod stream;
