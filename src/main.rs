@@ -59,7 +59,7 @@ fn main() -> ExitCode {
             }) {
                 return ExitCode::SUCCESS;
             }
-            eprintln!("halfbyte: {error:#}");
+            eprintln!("halfbyte: {}", text::causes(&error));
             ExitCode::from(code(&error))
         }
     }

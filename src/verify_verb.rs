@@ -230,6 +230,7 @@ mod tests {
             fast: false,
             disk: None,
             threads: None,
+            disk: None,
             memory: 1,
             max_kld,
             max_ppl_ratio,

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use formats::source::{Opened, ReadAt, Source, Storage};
 
@@ -35,6 +35,8 @@ const HEAD: u64 = 96 << 10;
 const MORE_HEAD: u64 = 1 << 20;
 /// Headers that are fetched at the same time.
 const HEADS_AT_ONCE: usize = 8;
+/// How long steps that were read may take to be settled before a file that a later one reads goes to make room.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often those who wait look whether the user wants to stop.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -51,7 +53,7 @@ struct Scratch {
     state: Mutex<State>,
     changed: Condvar,
     /// No other process uses the folder as long as it is held.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// A file with weights.
@@ -130,8 +132,13 @@ pub fn stream(
 ) -> Result<Source> {
     let home = client.settings().home.join("halfbyte").join("scratch");
     let folder = home.join(format!("{}--{}--{}", snapshot.repo.owner, snapshot.repo.name, snapshot.commit));
-    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let held = lock(&folder.with_extension("lock"))?;
+    // Who reads headers alone leaves no trace, and may do so beside others.
+    let held = if budget > 0 {
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        Some(lock(&folder.with_extension("lock"))?)
+    } else {
+        None
+    };
     let remote = |file: &RemoteFile| Remote {
         path: snapshot.folder().join(&file.path),
         cached: Some(snapshot.cache.blob(&file.hash)).filter(|blob| blob.exists()),
@@ -152,7 +159,9 @@ pub fn stream(
         changed: Condvar::new(),
         _lock: held,
     };
-    scratch.recover()?;
+    if budget > 0 {
+        scratch.recover()?;
+    }
     scratch.heads()?;
     let storage = Arc::new(Stream(Arc::new(scratch)));
     Ok(Source::elsewhere(snapshot.path(), storage, snapshot.origin()))
@@ -478,8 +487,9 @@ impl Scratch {
     }
 
     /// What may go so that `wanted`, which somebody waits for, can come: what nothing will read any more, the longest unread first;
-    /// then what will be read last, if that is after `wanted`. What was read for steps that are not settled yet goes when they are.
-    fn dispensable(&self, state: &State, wanted: usize) -> Option<usize> {
+    /// then what will be read last, if that is after `wanted`. What was read for steps that are not settled yet goes when they are;
+    /// if that does not help (`waited`), what was read longest ago goes, to be fetched again.
+    fn dispensable(&self, state: &State, wanted: usize, waited: bool) -> Option<usize> {
         let plan = state.plan.as_ref();
         let turn = |file: usize| plan.and_then(|plan| plan.order.iter().position(|&other| other == file));
         let candidates = || state.here.iter().filter(|(_, here)| here.bytes > 0);
@@ -488,7 +498,8 @@ impl Scratch {
         let latest = || {
             candidates().filter(|(file, _)| turn(**file) > turn(wanted)).max_by_key(|(file, _)| turn(**file))
         };
-        oldest.or_else(latest).map(|(&file, _)| file)
+        let any = || candidates().filter(|_| waited).min_by_key(|(_, here)| here.last_read);
+        oldest.or_else(latest).or_else(any).map(|(&file, _)| file)
     }
 
     /// Has somebody fetch.
@@ -555,6 +566,8 @@ impl Room for Share<'_> {
     fn take(&self, bytes: u64) -> Result<()> {
         let scratch = self.scratch;
         let mut state = scratch.lock();
+        // Since when somebody waits for this file and there is no room.
+        let mut start = None;
         loop {
             if scratch.client.is_cancelled() || state.over {
                 return Err(Error::Interrupted);
@@ -564,9 +577,15 @@ impl Room for Share<'_> {
                 state.coming += bytes;
                 return Ok(());
             }
-            match state.asked.contains(&self.file).then(|| scratch.dispensable(&state, self.file)).flatten() {
+            let is_asked = state.asked.contains(&self.file);
+            let since = *start.get_or_insert_with(Instant::now);
+            let other = || scratch.dispensable(&state, self.file, since.elapsed() >= PATIENCE);
+            match is_asked.then(other).flatten() {
                 Some(other) => scratch.forget(&mut state, other),
-                None => state = scratch.wait(state),
+                None => {
+                    start = start.filter(|_| is_asked);
+                    state = scratch.wait(state);
+                }
             }
         }
     }

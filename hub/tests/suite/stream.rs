@@ -142,6 +142,20 @@ fn a_step_that_needs_more_than_may_be_held_is_refused() {
 }
 
 #[test]
+fn a_plan_that_comes_back_to_files_gets_them_again() {
+    let setting = Setting::new(many());
+    let source = open(&setting, 2 * BYTES as u64 + 4096).expect("opened");
+    let weights = weights(&source);
+    let file = |index: usize| weights.meta(weights.find(&format!("t{index}")).unwrap_or(TensorId(0))).file;
+    let order = [0, 1, 2, 0, 1];
+    weights.expect(order.iter().map(|&index| vec![file(index)]).collect()).expect("planned");
+    for (step, &index) in order.iter().enumerate() {
+        assert!(read(&weights, index).expect("read") == noise(index as u64, BYTES), "{step}");
+        weights.settled(step);
+    }
+}
+
+#[test]
 fn wrong_bytes_never_reach_the_reader() {
     let setting = Setting::new(many());
     let source = open(&setting, 4 * BYTES as u64).expect("opened");
