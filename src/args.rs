@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 
 use crate::text::parse_bytes;
-pub use publishing::{Check, Publish};
+pub use publishing::{Check, Publish, ToHub};
 
 /// Makes large language models fit the machine their owner has.
 #[derive(Parser)]
@@ -117,6 +117,7 @@ Examples:
   halfbyte shrink ./DeepSeek-R1 --fit mac-studio-512 --context 32768 --out r1
   halfbyte shrink ./Qwen3-30B-A3B --fit mac-48 --to mlx --out qwen3-mlx
   halfbyte shrink deepseek-ai/DeepSeek-R1 --fit mac-studio-512 --disk 20GB --out r1
+  halfbyte shrink deepseek-ai/DeepSeek-R1 --fit mac-studio-512 --disk 50GB --publish me/R1-GGUF --no-verify --out r1
   halfbyte shrink ./model --max-size 4GiB --text my-domain.txt --out small
 
 A run that is killed or stopped with Ctrl-C goes on where it was when the same command is run again.
@@ -138,6 +139,8 @@ pub struct Shrink {
     pub disk: Option<u64>,
     #[command(flatten)]
     pub calibrate: Calibrate,
+    #[command(flatten)]
+    pub to_hub: ToHub,
     /// Do not verify
     #[arg(long, conflicts_with_all = ["text", "chunks"])]
     pub no_verify: bool,

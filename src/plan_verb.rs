@@ -93,7 +93,7 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
     if target.is_none() && args.max_size.is_none() {
         return Err(Error::Usage("give --fit TARGET, --max-size BYTES, or both".into()).into());
     }
-    Ok(Wish { target, run, container, max_size: args.max_size, basis, calibration: None })
+    Ok(Wish { target, run, container, max_size: args.max_size, shard_size: None, basis, calibration: None })
 }
 
 /// What a loader is given: the model's first file, or its folder.

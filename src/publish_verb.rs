@@ -15,6 +15,7 @@ use hub::{
     sign::{self, SecretKey},
     sums,
 };
+use quantize::outlet::Shipped;
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,9 +31,78 @@ use crate::{
 /// Where the password of a secret key may stand, for scripts.
 const PASSWORD: &str = "HALFBYTE_KEY_PASSWORD";
 
+/// Where a model is published, and how.
+pub struct To {
+    /// The repository.
+    pub repo: RepoId,
+    private: bool,
+    /// Whether the pull request is left open.
+    pr: bool,
+    sign_key: Option<PathBuf>,
+}
+
+impl To {
+    /// As a command line says.
+    pub fn new(repo: &str, private: bool, pr: bool, sign_key: Option<&Path>) -> Result<To> {
+        let repo = RepoId::parse(repo.strip_prefix(hub::repo::PREFIX).unwrap_or(repo))?;
+        Ok(To { repo, private, pr, sign_key: sign_key.map(Path::to_owned) })
+    }
+
+    /// Opens the publication of a job, which its recipe's hash names.
+    pub fn open(
+        &self,
+        client: &Arc<Client>,
+        job: &str,
+        title: String,
+        progress: &Arc<dyn Progress>,
+    ) -> Result<Publisher> {
+        let wish = Wish { private: self.private, job: job.to_owned(), title };
+        Ok(Publisher::open(client, &self.repo, wish, progress)?)
+    }
+
+    /// Signs the manifest of a folder, uploads the folder but for what is `gone` already, and makes it what the repository shows. Also gives what
+    /// had to be uploaded.
+    pub fn upload(
+        &self,
+        mut publisher: Publisher,
+        folder: &Path,
+        manifest: &Manifest,
+        gone: &[Shipped],
+    ) -> Result<(Published, Vec<String>)> {
+        self.sign(folder, manifest)?;
+        let (alone, others): (Vec<Upload>, Vec<Upload>) =
+            uploads(folder, manifest, false)?.into_iter().partition(|file| file.alone);
+        let mut sent = Vec::new();
+        for file in alone {
+            if gone.iter().any(|gone| gone.name == file.name) {
+                publisher.expect(&file.name, file.bytes, &file.sha256)?;
+            } else if publisher.put(&file.path, &file.name, file.bytes, &file.sha256)? {
+                sent.push(file.name);
+            }
+        }
+        let others: Vec<_> = others.into_iter().map(|file| (file.name, file.path)).collect();
+        publisher.put_all(&others)?;
+        Ok((publisher.finish(!self.pr)?, sent))
+    }
+
+    /// Signs the manifest, if there is a key. Gives the key's number.
+    fn sign(&self, folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
+        let Some(path) = &self.sign_key else { return Ok(None) };
+        let key = SecretKey::read(path, password)?;
+        sign(folder, &key, &self.repo, manifest)?;
+        Ok(Some(key.public()?.id().to_owned()))
+    }
+}
+
+/// What a publication is called.
+pub fn title(name: &str, container: &str, format: &str, bits_per_weight: f64) -> String {
+    format!("{} in {container} {format}, {bits_per_weight:.2} bits per weight", check_verb::clean(name))
+}
+
 /// Checks, signs, shows, uploads.
 pub fn run(args: &args::Publish) -> Result<()> {
-    let repo = RepoId::parse(args.repo.strip_prefix(hub::repo::PREFIX).unwrap_or(&args.repo))?;
+    let to = To::new(&args.repo, args.private, args.pr, args.sign_key.as_deref())?;
+    let repo = &to.repo;
     let progress: Arc<dyn Progress> = Arc::new(Transfers::new());
     let mut report = check::folder(&args.path, None, &*interruptible()?, &*progress)?;
     if !report.holds() {
@@ -53,36 +123,17 @@ pub fn run(args: &args::Publish) -> Result<()> {
     }
     let client = source::client()?;
     if args.dry_run {
-        return dry_run(args, &client, &repo, &uploads(&args.path, &manifest, args.sign_key.is_some())?);
+        return dry_run(args, &client, repo, &uploads(&args.path, &manifest, args.sign_key.is_some())?);
     }
-    let key = args.sign_key.as_deref().map(|path| SecretKey::read(path, password)).transpose()?;
-    if let Some(key) = &key {
-        sign(&args.path, key, &repo, &manifest)?;
-    }
+    let signed_by = to.sign(&args.path, &manifest)?;
     let uploads = uploads(&args.path, &manifest, false)?;
     if !args.json {
-        show(&uploads, &repo, |_| "")?;
+        show(&uploads, repo, |_| "")?;
     }
 
-    let title = format!(
-        "{} in {} {}, {:.2} bits per weight",
-        check_verb::clean(&manifest.source.name),
-        manifest.container,
-        manifest.format,
-        manifest.bits_per_weight
-    );
-    let wish = Wish { private: args.private, job: manifest.recipe.sha256.clone(), title };
-    let mut publisher = Publisher::open(&client, &repo, wish, &progress)?;
-    let mut sent = Vec::new();
-    for file in uploads.iter().filter(|file| file.alone) {
-        if publisher.put(&file.path, &file.name, file.bytes, &file.sha256)? {
-            sent.push(file.name.as_str());
-        }
-    }
-    let others = uploads.iter().filter(|file| !file.alone);
-    let others: Vec<_> = others.map(|file| (file.name.clone(), file.path.clone())).collect();
-    publisher.put_all(&others)?;
-    let published = publisher.finish(!args.pr)?;
+    let title = title(&manifest.source.name, &manifest.container, &manifest.format, manifest.bits_per_weight);
+    let publisher = to.open(&client, &manifest.recipe.sha256, title, &progress)?;
+    let (published, sent) = to.upload(publisher, &args.path, &manifest, &[])?;
     if args.json {
         return print_json(&json!({
             "repo": repo.to_string(),
@@ -92,10 +143,10 @@ pub fn run(args: &args::Publish) -> Result<()> {
             "merged": !args.pr && published.pull_request.is_some(),
             "uploaded": sent,
             "files": uploads.iter().map(Upload::json).collect::<Vec<_>>(),
-            "signed_by": key.map(|key| key.public()).transpose()?.map(|key| key.id().to_owned()),
+            "signed_by": signed_by,
         }));
     }
-    tell(args, &repo, &published)
+    tell(args.pr, repo, &published)
 }
 
 /// A file that is to be uploaded.
@@ -230,12 +281,13 @@ fn dry_run(args: &args::Publish, client: &Client, repo: &RepoId, uploads: &[Uplo
     Ok(())
 }
 
-fn tell(args: &args::Publish, repo: &RepoId, published: &Published) -> Result<()> {
+/// Says where it is now.
+pub fn tell(pr: bool, repo: &RepoId, published: &Published) -> Result<()> {
     let Published { commit, url, pull_request } = published;
     let mut out = std::io::stdout().lock();
     match pull_request {
         None => writeln!(out, "nothing to do: {repo} has it all at commit {commit}")?,
-        Some(number) if args.pr => {
+        Some(number) if pr => {
             writeln!(out, "uploaded as pull request {number}, which is left open: {url}\ncommit {commit}")?;
         }
         Some(_) => writeln!(out, "published: {url}\ncommit {commit}")?,

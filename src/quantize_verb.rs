@@ -9,6 +9,7 @@ use quantize::{
     calibrate::{self, report::Rounded},
     job::Job,
     journal::Entry,
+    outlet::{Outlet, Shipped},
     pass::Busy,
     plan::{Container, Options},
     progress::Amount,
@@ -47,7 +48,7 @@ pub fn run(args: &args::Quantize) -> Result<()> {
 
     let cancel = interruptible()?;
     let options = run_options(args.threads, args.memory, args.overwrite);
-    let done = write(&jobs, &source, text.as_ref(), options, &cancel)?;
+    let done = write(&jobs, &source, text.as_ref(), options, None, &cancel)?;
     if args.json {
         let json = |(job, done): (&Job, &Option<Done>)| match done {
             Some(done) => done.json(),
@@ -124,19 +125,21 @@ pub fn run_options(threads: Option<usize>, memory: u64, overwrite: bool) -> RunO
     RunOptions { threads, memory, overwrite }
 }
 
-/// Runs jobs from the same source; `None` where a job's very output lay there already.
+/// Runs jobs from the same source; `None` where a job's very output lay there already. An `outlet` takes finished files away, unless the jobs are
+/// calibrated.
 pub fn write<'a>(
     jobs: &'a [Job],
     source: &Source,
     text: Option<&Text>,
     options: RunOptions,
+    outlet: Option<&dyn Outlet>,
     cancel: &AtomicBool,
 ) -> Result<Vec<Option<Done<'a>>>> {
     let start = Instant::now();
     let watch = Watch::new();
     let ended = match text {
         None => {
-            let one = |job| Ok((quantize::run::run(job, options, None, &watch, cancel)?, Vec::new()));
+            let one = |job| Ok((quantize::run::run(job, options, outlet, &watch, cancel)?, Vec::new()));
             jobs.iter().map(one).collect::<Result<Vec<_>>>()?
         }
         Some(text) => {
@@ -150,8 +153,8 @@ pub fn write<'a>(
     let seconds = start.elapsed().as_secs_f64();
     let done = jobs.iter().zip(ended).map(|(job, (outcome, rounded))| match outcome {
         Outcome::AlreadyThere => None,
-        Outcome::Written { entries, resumed, amount, busy, .. } => {
-            Some(Done { job, entries, resumed, amount, busy, seconds, rounded })
+        Outcome::Written { entries, shipped, resumed, amount, busy } => {
+            Some(Done { job, entries, shipped, resumed, amount, busy, seconds, rounded })
         }
     });
     Ok(done.collect())
@@ -241,6 +244,7 @@ fn plan_json(job: &Job) -> Value {
 pub struct Done<'a> {
     job: &'a Job,
     entries: Vec<Entry>,
+    shipped: Vec<Shipped>,
     resumed: usize,
     amount: Amount,
     busy: Busy,
@@ -274,6 +278,11 @@ impl Done<'_> {
     /// What became of each tensor, in the order of the file.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// The files that an outlet took, in the order of the output.
+    pub fn shipped(&self) -> &[Shipped] {
+        &self.shipped
     }
 
     fn classes(&self) -> BTreeMap<formats::output::Class, ClassSum> {

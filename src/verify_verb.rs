@@ -230,7 +230,6 @@ mod tests {
             fast: false,
             disk: None,
             threads: None,
-            disk: None,
             memory: 1,
             max_kld,
             max_ppl_ratio,

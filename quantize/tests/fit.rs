@@ -47,6 +47,7 @@ fn machine(devices: &[u64], host: Option<u64>) -> Wish {
         run,
         container: Container::Gguf,
         max_size: None,
+        shard_size: None,
         basis: Basis::Expected,
         calibration: None,
     }

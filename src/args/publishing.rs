@@ -4,6 +4,24 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
+/// Where `shrink` publishes.
+#[derive(ClapArgs)]
+pub struct ToHub {
+    /// Publish it in this repository, which is made if there is none; with --disk each finished file is uploaded and dropped while the
+    /// next ones are made
+    #[arg(long, value_name = "OWNER/NAME")]
+    pub publish: Option<String>,
+    /// Make the repository private; one that is there must be
+    #[arg(long, requires = "publish")]
+    pub private: bool,
+    /// Leave the pull request open, for others to look at and merge
+    #[arg(long, requires = "publish")]
+    pub pr: bool,
+    /// Sign with this secret key of minisign's; its password is asked for, or taken from HALFBYTE_KEY_PASSWORD
+    #[arg(long, value_name = "FILE", requires = "publish")]
+    pub sign_key: Option<PathBuf>,
+}
+
 #[derive(ClapArgs)]
 #[command(after_help = "\
 Examples:

@@ -24,6 +24,7 @@ use quantize::{
     fit::{Fit, Wish},
     job::Job,
     journal::Entry,
+    outlet::Shipped,
 };
 use verify::{Outcome, description::ModelFile};
 
@@ -47,6 +48,8 @@ pub struct Made<'a> {
     pub fit: &'a Fit,
     /// What became of each tensor, if that is known: not if the model lay there already.
     pub entries: Option<&'a [Entry]>,
+    /// The model's files that have left this disk.
+    pub gone: &'a [Shipped],
     /// What was measured.
     pub verification: Option<&'a Outcome>,
 }
@@ -62,8 +65,8 @@ pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
     }
 }
 
-/// Writes licenses, card, manifest and checksums, in this order.
-pub fn write(out: &Path, made: &Made<'_>, cancel: &AtomicBool) -> Result<()> {
+/// Writes licenses, card, manifest and checksums, in this order. Gives the manifest.
+pub fn write(out: &Path, made: &Made<'_>, cancel: &AtomicBool) -> Result<Manifest> {
     licenses(made.source, out)?;
     let mut files = hashes(out, made, cancel)?;
     let job = &made.fit.job;
@@ -93,9 +96,10 @@ pub fn write(out: &Path, made: &Made<'_>, cancel: &AtomicBool) -> Result<()> {
     }
     put(&path, &text)?;
     let mut sums: BTreeMap<String, String> =
-        manifest.files.into_iter().map(|file| (file.name, file.sha256)).collect();
+        manifest.files.iter().map(|file| (file.name.clone(), file.sha256.clone())).collect();
     sums.insert(manifest::NAME.to_owned(), digest::of_bytes(&text));
-    put(&out.join(sums::NAME), Sums(sums).to_text().as_bytes())
+    put(&out.join(sums::NAME), Sums(sums).to_text().as_bytes())?;
+    Ok(manifest)
 }
 
 fn file(name: &str, bytes: &[u8]) -> File {
@@ -129,7 +133,12 @@ fn hashes(out: &Path, made: &Made<'_>, cancel: &AtomicBool) -> Result<Vec<File>>
         .flat_map(|outcome| &outcome.model.files)
         .map(|file| (file.name.as_str(), file))
         .collect();
-    let (mut files, mut unknown) = (Vec::new(), Vec::new());
+    let gone = made.gone.iter().map(|Shipped { name, bytes, sha256 }| File {
+        name: name.clone(),
+        bytes: *bytes,
+        sha256: sha256.clone(),
+    });
+    let (mut files, mut unknown): (Vec<File>, Vec<String>) = (gone.collect(), Vec::new());
     for name in names(out)? {
         match measured.get(name.as_str()) {
             Some(ModelFile { bytes, sha256: Some(sha256), .. }) => {

@@ -6,20 +6,23 @@
 mod beside;
 mod card;
 mod front_matter;
+mod leaving;
 
 use std::{
     fs,
     io::{ErrorKind, Write},
     path::Path,
     slice,
-    sync::atomic::AtomicBool,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use anyhow::{Context, Result};
 use formats::Source;
-use hub::{manifest, sums};
+use hub::{RepoId, manifest, progress::Progress, sums};
+use leaving::Leaving;
 use quantize::{
     fit::{Answer, Basis, Fit, Wish, fit},
+    outlet::Outlet,
     plan::Container,
 };
 use serde_json::{Value, json};
@@ -29,10 +32,12 @@ use crate::{
     args, calibration,
     interrupt::interruptible,
     plan_verb::{self, first_file},
+    publish_verb::{To, tell, title},
     quantize_verb,
     source::{self, Need},
     steps::Steps,
     table::print_json,
+    transfers::Transfers,
     verify_verb,
 };
 
@@ -52,12 +57,26 @@ const CARD: &str = "README.md";
 
 /// Does it all.
 pub fn run(args: &args::Shrink) -> Result<()> {
+    leaving::check(args)?;
+    let to = &args.to_hub;
+    let to = to
+        .publish
+        .as_ref()
+        .map(|repo| To::new(repo, to.private, to.pr, to.sign_key.as_deref()))
+        .transpose()?;
+    if to.is_some() {
+        // Known now rather than after hours.
+        source::client()?.can_publish()?;
+    }
     let text = calibration::read(&args.calibrate)?;
     let calibration = text.as_ref().map(|text| text.calibration.clone());
-    let source = source::open(&args.fit.source, Need::Weights { disk: args.disk })?;
+    let leaves = leaving::is_asked(args);
+    let disk = args.disk.map(|disk| if leaves { leaving::share(disk) } else { disk });
+    let source = source::open(&args.fit.source, Need::Weights { disk })?;
     // Rows of every tensor would be a whole reading of what is to be read once.
     let basis = if source.is_remote() { Basis::Expected } else { Basis::Sampled };
-    let mut wish = Wish { calibration, ..plan_verb::wish(&args.fit, basis)? };
+    let shard_size = args.disk.filter(|_| leaves).map(leaving::shard_size);
+    let mut wish = Wish { calibration, shard_size, ..plan_verb::wish(&args.fit, basis)? };
     let name = source.name();
     let model = match wish.container {
         Container::Gguf => args.out.join(format!("{name}.gguf")),
@@ -88,7 +107,20 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("can't make {}", args.out.display()))?;
     let options = quantize_verb::run_options(args.threads, args.memory, args.overwrite);
     let jobs = slice::from_ref(&fit.job);
-    let written = quantize_verb::write(jobs, &source, text.as_ref(), options, &cancel)?.swap_remove(0);
+    let (leaving, to) = match (to, args.disk) {
+        (Some(to), Some(disk)) if leaves => (Some(Leaving::open(to, &fit.job, &name, disk)?), None),
+        (to, _) => (None, to),
+    };
+    if let Some(leaving) = &leaving
+        && let Some(commit) = leaving.already(&args.out, &fit.job)?
+    {
+        println!("it is published already, whole and from this very recipe, at commit {commit}");
+        return Ok(());
+    }
+    let outlet = leaving.as_ref().map(|leaving| leaving as &dyn Outlet);
+    let written =
+        quantize_verb::write(jobs, &source, text.as_ref(), options, outlet, &cancel)?.swap_remove(0);
+    let gone = written.as_ref().map(quantize_verb::Done::shipped).unwrap_or_default();
     if let Some(done) = written.as_ref().filter(|_| !args.json) {
         done.print()?;
     }
@@ -115,22 +147,40 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     }
 
     step(args, 4, "writing the model card and the checksums");
-    beside::write(
+    let manifest = beside::write(
         &args.out,
         &beside::Made {
             source: &source,
             wish: &wish,
             fit: &fit,
             entries: written.as_ref().map(quantize_verb::Done::entries),
+            gone,
             verification: verification.as_ref(),
         },
         &cancel,
     )?;
+    let published = match (leaving, to) {
+        (Some(leaving), _) => {
+            step(args, 5, "publishing");
+            let published = leaving.finish(&args.out, &manifest, gone)?;
+            quantize::run::forget(&fit.job)?;
+            Some(published)
+        }
+        (None, Some(to)) => {
+            step(args, 5, "publishing");
+            let progress: Arc<dyn Progress> = Arc::new(Transfers::new());
+            let title = title(&name, &manifest.container, &manifest.format, manifest.bits_per_weight);
+            let publisher = to.open(&source::client()?, &manifest.recipe.sha256, title, &progress)?;
+            Some(to.upload(publisher, &args.out, &manifest, &[])?.0)
+        }
+        (None, None) => None,
+    };
     if args.json {
         let plan = plan_verb::fits_json(&wish, &fit);
         let quantized: Option<Value> = written.as_ref().map(quantize_verb::Done::json);
         return print_json(&json!({
             "out": args.out, "model": first_file(&fit), "plan": plan, "quantized": quantized, "verification": verification,
+            "published": published,
         }));
     }
     let mut out = std::io::stdout().lock();
@@ -141,13 +191,20 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         manifest::NAME,
         sums::NAME
     )?;
-    writeln!(out, "run it: {}", card::command(&first_file(&fit), &wish, &fit))?;
-    Ok(())
+    if gone.is_empty() {
+        writeln!(out, "run it: {}", card::command(&first_file(&fit), &wish, &fit))?;
+    }
+    drop(out);
+    match (&args.to_hub.publish, &published) {
+        (Some(repo), Some(published)) => tell(args.to_hub.pr, &RepoId::parse(repo)?, published),
+        _ => Ok(()),
+    }
 }
 
 fn step(args: &args::Shrink, number: usize, what: &str) {
     if !args.json {
-        eprintln!("{number}/4 {what}");
+        let steps = if args.to_hub.publish.is_some() { 5 } else { 4 };
+        eprintln!("{number}/{steps} {what}");
     }
 }
 

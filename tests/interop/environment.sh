@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it and by the acceptance scripts: $root, $python (with the pinned packages), $halfbyte, $smollm2.
+# Sourced by the scripts beside it and by the acceptance scripts: $root, $python (with the pinned packages), $halfbyte, $mock_hub, $smollm2.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 
@@ -10,6 +10,12 @@ find_halfbyte() {
         cargo build --release --manifest-path "$root/Cargo.toml" || exit 1
         halfbyte=$target/release/halfbyte
     fi
+}
+
+# The mock of the Hub, built unless its path is in MOCK_HUB.
+find_mock_hub() {
+    mock_hub=${MOCK_HUB:-$target/release/mock-hub}
+    [ -n "${MOCK_HUB:-}" ] || cargo build --release --manifest-path "$root/Cargo.toml" -p halfbyte-mock-hub || exit 1
 }
 
 # A virtual environment of its own, made again when the pins change.

@@ -56,7 +56,7 @@ pub struct Publisher {
 }
 
 /// A finished publication.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Published {
     /// The commit that has it all: of main, or of the pull request where that was left open.
     pub commit: String,
@@ -90,6 +90,26 @@ pub fn is_same(client: &Client, remote: &RemoteFile, path: &Path, bytes: u64, sh
         })
 }
 
+impl Client {
+    /// Refuses what can't end in a publication, without asking the Hub.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] without a token, or offline.
+    pub fn can_publish(&self) -> Result<()> {
+        let settings = self.settings();
+        if settings.offline {
+            return Err(Error::Usage("HF_HUB_OFFLINE is set: nothing can be published".to_owned()));
+        }
+        if settings.token.is_none() {
+            return Err(Error::Usage(format!(
+                "publishing needs a token: set HF_TOKEN to one of {}/settings/tokens that may write",
+                settings.endpoint
+            )));
+        }
+        Ok(())
+    }
+}
+
 impl Publisher {
     /// Makes the repository if there is none, and finds the pull request of an earlier run of the same job.
     ///
@@ -102,9 +122,7 @@ impl Publisher {
         wish: Wish,
         progress: &Arc<dyn Progress>,
     ) -> Result<Publisher> {
-        if client.settings().offline {
-            return Err(Error::Usage(format!("HF_HUB_OFFLINE is set: nothing can be published to {repo}")));
-        }
+        client.can_publish()?;
         let uploads = Uploads::new(client, repo)?;
         let me = client.me(repo)?;
         match client.is_private(repo)? {
@@ -144,6 +162,20 @@ impl Publisher {
     pub fn put(&mut self, path: &Path, name: &str, bytes: u64, sha256: &str) -> Result<bool> {
         let file = Local { name: name.to_owned(), path: path.to_owned(), bytes, sha256: sha256.to_owned() };
         self.put_files(vec![file], 0, &format!("Add {name}"))
+    }
+
+    /// Looks whether a file that an earlier run uploaded is still there: it is part of what main has to have in the end.
+    ///
+    /// # Errors
+    /// [`Error::NoFile`] if it is not.
+    pub fn expect(&mut self, name: &str, bytes: u64, sha256: &str) -> Result<()> {
+        let is_same = |file: &&RemoteFile| file.bytes == bytes && file.hash.hex() == sha256;
+        let Some(file) = self.tree.find(name).filter(is_same).cloned() else {
+            return Err(Error::NoFile { repo: self.repo.to_string(), file: name.to_owned() });
+        };
+        self.wanted.retain(|wanted| wanted.path != name);
+        self.wanted.push(file);
+        Ok(())
     }
 
     /// Uploads the other files in one commit, apart from those that are there. Nothing is deleted. Whether there was anything to

@@ -46,6 +46,8 @@ pub struct Wish {
     pub container: Container,
     /// The most that the files may take.
     pub max_size: Option<u64>,
+    /// The largest file, if not the container's default.
+    pub shard_size: Option<u64>,
     /// What its weights are rounded by.
     pub calibration: Option<Calibration>,
     /// What it is known from what each format costs each tensor.
@@ -144,6 +146,7 @@ pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
         align: (wish.container == Container::Gguf).then_some(align),
         target: wish.target.as_ref().map(|target| planned_for(target, &wish.run)),
         calibration: wish.calibration.clone(),
+        shard_size: wish.shard_size,
         ..Options::new(wish.container, format)
     };
     let job = Job::plan(source, out, &base)?;

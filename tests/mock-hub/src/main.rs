@@ -20,7 +20,7 @@ struct Command {
 #[derive(Subcommand)]
 enum Verb {
     /// Serves until it is killed. Prints `endpoint http://127.0.0.1:PORT` when it can be asked.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Computes the SHA-256 of all shards of the synthetic DeepSeek-R1 ahead: 689 GB to hash.
     HashR1(R1),
 }
@@ -86,7 +86,7 @@ struct Serve {
 
 fn main() -> Result<()> {
     match Command::parse().verb {
-        Verb::Serve(serve) => run(serve),
+        Verb::Serve(serve) => run(*serve),
         Verb::HashR1(r1) => hash(&r1),
     }
 }

@@ -1,0 +1,111 @@
+//! Files that are published and dropped while the next ones are still being made.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, bail};
+use hub::progress::Progress;
+use hub::publish::{Published, Publisher};
+use hub::{Client, Manifest};
+use quantize::{
+    Error,
+    job::Job,
+    outlet::{Outlet, Shipped},
+};
+
+use super::file_name;
+use crate::{
+    args,
+    publish_verb::{self, To},
+    source,
+    transfers::Transfers,
+};
+
+/// A publication that begins before the model is whole.
+pub struct Leaving {
+    to: To,
+    client: Arc<Client>,
+    publisher: Mutex<Publisher>,
+    room: u64,
+}
+
+/// How the bytes that `--disk` allows are shared: half for the source, half for the output.
+pub fn share(disk: u64) -> u64 {
+    disk / 2
+}
+
+/// The largest file of an output that leaves: two of them, and what they are longer than planned, have room at a time.
+pub fn shard_size(disk: u64) -> u64 {
+    share(disk) / 5 * 2
+}
+
+/// Whether finished files leave: where the disk is bounded and there is somewhere to go. What is calibrated is written all over until
+/// the end.
+pub fn is_asked(args: &args::Shrink) -> bool {
+    args.disk.is_some() && args.to_hub.publish.is_some() && args.calibrate.calibrate.is_none()
+}
+
+/// Refuses what can't be, before hours of work.
+pub fn check(args: &args::Shrink) -> Result<()> {
+    if is_asked(args) && !args.no_verify {
+        bail!(Error::Usage(
+            "with --publish and --disk the files leave this disk one by one, and what is gone can't be verified: say --no-verify, and \
+             verify the repository afterwards (halfbyte verify hf:OWNER/NAME --against SOURCE --text FILE)"
+                .into()
+        ));
+    }
+    Ok(())
+}
+
+impl Leaving {
+    /// Opens the publication of a job.
+    pub fn open(to: To, job: &Job, name: &str, disk: u64) -> Result<Leaving> {
+        let client = source::client()?;
+        let progress: Arc<dyn Progress> = Arc::new(Transfers::quiet());
+        let title =
+            publish_verb::title(name, job.recipe.container.name(), &job.recipe.format, job.bits_per_weight());
+        let publisher = to.open(&client, &job.recipe.hash(), title, &progress)?;
+        Ok(Leaving { to, client, publisher: Mutex::new(publisher), room: share(disk) })
+    }
+
+    /// Publishes what lies beside the model, and all of it at once becomes what the repository shows.
+    pub fn finish(self, folder: &Path, manifest: &Manifest, gone: &[Shipped]) -> Result<Published> {
+        let Leaving { to, publisher, .. } = self;
+        let publisher = publisher.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        to.upload(publisher, folder, manifest, gone).map(|(published, _)| published)
+    }
+
+    /// The commit at which the main branch has all that a manifest of this very job lists, if it does.
+    pub fn already(&self, folder: &Path, job: &Job) -> Result<Option<String>> {
+        let Ok(text) = std::fs::read(folder.join(hub::manifest::NAME)) else { return Ok(None) };
+        let Ok(manifest) = Manifest::parse(hub::manifest::NAME, &text) else { return Ok(None) };
+        if manifest.recipe.sha256 != job.recipe.hash() {
+            return Ok(None);
+        }
+        let Some(tree) = hub::publish::present(&self.client, &self.to.repo)? else { return Ok(None) };
+        let is_there = |name: &str, bytes: u64, sha256: &str| {
+            tree.find(name).is_some_and(|file| file.bytes == bytes && file.hash.hex() == sha256)
+        };
+        let model = job.layout.files.iter().filter_map(|file| manifest.file(&file.name));
+        let mut large = model.filter(|file| file.bytes > hub::publish::MOST_INLINE).peekable();
+        let all = large.peek().is_some() && large.all(|file| is_there(&file.name, file.bytes, &file.sha256));
+        Ok(all.then_some(tree.commit))
+    }
+}
+
+impl Outlet for Leaving {
+    fn room(&self) -> u64 {
+        self.room
+    }
+
+    fn take(&self, path: &Path, file: &Shipped) -> quantize::Result<()> {
+        let mut publisher = self.publisher.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match publisher.put(path, &file.name, file.bytes, &file.sha256) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let source = std::io::Error::other(error);
+                Err(Error::Io { path: file_name(path).into(), source })
+            }
+        }
+    }
+}
