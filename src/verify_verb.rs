@@ -228,7 +228,6 @@ mod tests {
             stride: None,
             logits: None,
             fast: false,
-            disk: None,
             threads: None,
             disk: None,
             memory: 1,
