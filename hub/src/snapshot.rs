@@ -20,7 +20,7 @@ use crate::repo::{Named, RepoId};
 use crate::transfer::{self, Transfer, Unbounded};
 
 /// What else of a repository is fetched, where it is there: who may do what with it, and what it was made of.
-const OTHER: [&str; 9] = [
+const OTHER: [&str; 11] = [
     "config.json",
     "README.md",
     "LICENSE",
@@ -30,6 +30,8 @@ const OTHER: [&str; 9] = [
     "recipe.toml",
     "SHA256SUMS",
     "verification.json",
+    "verification.txt",
+    "report.html",
 ];
 
 /// The largest small file that is fetched without being asked for.

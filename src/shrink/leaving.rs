@@ -1,9 +1,11 @@
 //! Files that are published and dropped while the next ones are still being made.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, bail};
+use hub::api::Hash;
 use hub::progress::Progress;
 use hub::publish::{Published, Publisher};
 use hub::{Client, Manifest};
@@ -83,13 +85,15 @@ impl Leaving {
             return Ok(None);
         }
         let Some(tree) = hub::publish::present(&self.client, &self.to.repo)? else { return Ok(None) };
-        let is_there = |name: &str, bytes: u64, sha256: &str| {
-            tree.find(name).is_some_and(|file| file.bytes == bytes && file.hash.hex() == sha256)
+        // What left this disk, the Hub knows by its SHA-256.
+        let is_there = |file: &hub::manifest::File| {
+            tree.find(&file.name).is_some_and(|there| {
+                there.bytes == file.bytes && there.hash == Hash::Sha256(file.sha256.clone())
+            })
         };
-        let model = job.layout.files.iter().filter_map(|file| manifest.file(&file.name));
-        let mut large = model.filter(|file| file.bytes > hub::publish::MOST_INLINE).peekable();
-        let all = large.peek().is_some() && large.all(|file| is_there(&file.name, file.bytes, &file.sha256));
-        Ok(all.then_some(tree.commit))
+        let left = job.layout.planes.iter().flatten().map(|plane| plane.file).collect::<BTreeSet<_>>();
+        let mut left = left.into_iter().map(|file| manifest.file(&job.layout.files[file].name));
+        Ok(left.all(|file| file.is_some_and(is_there)).then_some(tree.commit))
     }
 }
 

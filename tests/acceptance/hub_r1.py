@@ -94,7 +94,7 @@ def stream(checks, halfbyte, mock_hub, cache, scratch, disk="8GB"):
         source = bytes_of(stats, ".safetensors")
         checks.that(peak <= 4e9, f"peak memory {peak / 1e6:.0f} MB, 4 GB allowed")
         checks.that(peaks[0] <= 8e9, f"peak scratch {peaks[0] / GB:.2f} GB, 8 GB allowed")
-        shares = {stage: round(share, 2) for stage, share in done["busy_shares"]}
+        shares = {stage: round(share, 2) for stage, share in done["busy_shares"].items()}
         print(
             f"stream: layers {layers}, embedding and head: {done['weights'] / GB:.2f} B weights, {source / GB:.2f} GB over the network, "
             f"{done['bytes'] / GB:.2f} GB written in {wall:.0f} s ({cpu:.0f} s of CPU): {rate / 1e6:.1f} M weights/s; busy {shares}\n"
