@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// Bytes of a piece.
-pub const PIECE: u64 = 1 << 20;
+pub const PIECE: u64 = 256 << 10;
 
 const ABSENT: u8 = b'-';
 const WRITTEN: u8 = b'w';
@@ -200,7 +200,7 @@ mod tests {
     fn a_damaged_file_counts_for_nothing() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("pieces");
-        for text in ["", "{}", "{}\nwwww", "{\"bytes\":3145733,\"piece\":1048576,\"boot\":\"a\"}\nwww"] {
+        for text in ["", "{}", "{}\nwwww", "{\"bytes\":786437,\"piece\":262144,\"boot\":\"a\"}\nwww"] {
             fs::write(&path, text).expect("text");
             assert_eq!(Pieces::open_at(&path, BYTES, "a").expect("opened").there(), 0, "{text}");
         }

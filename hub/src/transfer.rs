@@ -25,7 +25,7 @@ use crate::repo::RepoId;
 /// Connections for one file.
 const CONNECTIONS: usize = 4;
 /// Pieces of one request.
-const RUN: usize = 16;
+const RUN: usize = 64;
 /// How long fetched bytes may stay unsynced.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
 const BUFFER: usize = 256 << 10;
