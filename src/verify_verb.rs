@@ -228,6 +228,7 @@ mod tests {
             stride: None,
             logits: None,
             fast: false,
+            disk: None,
             threads: None,
             memory: 1,
             max_kld,

@@ -24,7 +24,7 @@ const CONNECT: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(60);
 const NEXT_BYTES: Duration = Duration::from_secs(30);
 /// Attempts in a row that bring nothing before it is given up: with the waits between them, some two minutes.
-pub(crate) const ATTEMPTS: u32 = 8;
+pub(crate) const ATTEMPTS: u32 = 10;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A server that wants more patience than this is asked again before.

@@ -5,6 +5,7 @@ mod calibrate;
 mod check;
 mod crash;
 mod fit;
+mod hub;
 mod imatrix;
 mod publish;
 mod quantize;
