@@ -6,14 +6,14 @@
 //! is first read, and the one that was read longest ago goes when room is needed. Headers are read by range before; they are compared
 //! with the file's once it is there.
 
+mod heads;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,19 +22,13 @@ use formats::source::{Opened, ReadAt, Source, Storage};
 
 use crate::api::{Hash, RemoteFile};
 use crate::cache::lock;
-use crate::client::{About, Ask, Attempts, Client, Failed, place};
+use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::repo::RepoId;
 use crate::snapshot::Snapshot;
 use crate::transfer::{self, Room, Transfer, hash_of};
 
-/// Of a file, so many bytes are fetched at first for its header.
-const HEAD: u64 = 96 << 10;
-/// Of a longer header, so many more at a time.
-const MORE_HEAD: u64 = 1 << 20;
-/// Headers that are fetched at the same time.
-const HEADS_AT_ONCE: usize = 8;
 /// How long steps that were read may take to be settled before a file that a later one reads goes to make room.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often those who wait look whether the user wants to stop.
@@ -278,10 +272,8 @@ impl Scratch {
     /// Counts a whole file as here.
     fn keep(&self, state: &mut State, index: usize) -> Result<()> {
         let remote = &self.files[index];
-        let (path, bytes) = match &remote.cached {
-            Some(blob) => (blob.clone(), 0),
-            None => (self.place(index), remote.file.bytes),
-        };
+        let path = remote.cached.clone().unwrap_or_else(|| self.place(index));
+        let bytes = self.size(index);
         let file = File::open(&path).map_err(Error::io(&path))?;
         // What was planned by must be what is read.
         let head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -298,101 +290,6 @@ impl Scratch {
         state.clock += 1;
         let last_read = state.clock;
         state.here.insert(index, Here { file: Arc::new(file), last_read, bytes });
-        Ok(())
-    }
-
-    /// Fetches the beginning of every file.
-    fn heads(&self) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<()> {
-            while let Some(remote) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                self.extend_head(remote, &mut head, HEAD.min(remote.file.bytes))?;
-                // A safetensors file says how long its header is.
-                if remote.file.path.ends_with(".safetensors")
-                    && let Some(len) = head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
-                    && len <= formats::safetensors::MAX_HEADER
-                {
-                    self.extend_head(remote, &mut head, (8 + len).min(remote.file.bytes))?;
-                }
-            }
-            Ok(())
-        };
-        thread::scope(|scope| {
-            let workers: Vec<_> =
-                (0..HEADS_AT_ONCE.min(self.files.len())).map(|_| scope.spawn(work)).collect();
-            let join = |worker: thread::ScopedJoinHandle<'_, Result<()>>| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            workers.into_iter().map(join).collect::<Vec<_>>().into_iter().collect()
-        })
-    }
-
-    /// Fetches the first `len` bytes of a file, as far as they are not there.
-    fn extend_head(&self, remote: &Remote, head: &mut Vec<u8>, len: u64) -> Result<()> {
-        let have = head.len() as u64;
-        if len <= have {
-            return Ok(());
-        }
-        if let Some(blob) = &remote.cached {
-            let mut more = vec![0; (len - have) as usize];
-            let file = File::open(blob).map_err(Error::io(blob))?;
-            FileExt::read_exact_at(&file, &mut more, have).map_err(Error::io(blob))?;
-            head.extend(more);
-            return Ok(());
-        }
-        let url = self.client.resolve(&self.repo, &self.commit, &remote.file.path);
-        let about = About { repo: &self.repo, revision: Some(&self.commit), file: Some(&remote.file.path) };
-        let range = have..len;
-        let mut attempts = Attempts::default();
-        loop {
-            match self.range(&url, &range, remote.file.bytes, &about)? {
-                Ok(bytes) => {
-                    self.progress.advance(bytes.len() as u64);
-                    head.extend(bytes);
-                    return Ok(());
-                }
-                Err(failed) => self.client.wait(&mut attempts, &place(&url), failed)?,
-            }
-        }
-    }
-
-    /// A small range of a file, or why it did not come.
-    fn range(
-        &self,
-        url: &str,
-        range: &Range<u64>,
-        bytes: u64,
-        about: &About<'_>,
-    ) -> Result<std::result::Result<Vec<u8>, Failed>> {
-        let ask = Ask { range: Some((range.start, range.end - 1)), ..Ask::get(url) };
-        let answer = match self.client.attempt(&ask) {
-            Ok(answer) => answer,
-            Err(failed) => return Ok(Err(failed)),
-        };
-        if answer.status >= 400 && answer.url.starts_with(&self.client.url("/")) {
-            return self.client.ok(answer, about).map(|_| Ok(Vec::new()));
-        }
-        if let Err(problem) = transfer::check(&answer, range, bytes) {
-            return Ok(Err(Failed::new(problem)));
-        }
-        let mut found = vec![0; (range.end - range.start) as usize];
-        let mut body = answer.body;
-        Ok(match io::Read::read_exact(&mut body.as_reader(), &mut found) {
-            Ok(()) => Ok(found),
-            Err(error) => Err(Failed::new(error.to_string())),
-        })
-    }
-
-    fn read_head(&self, index: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let remote = &self.files[index];
-        let mut head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let end = offset + buffer.len() as u64;
-        if end > head.len() as u64 {
-            let len = end.next_multiple_of(MORE_HEAD).min(remote.file.bytes).max(end);
-            self.extend_head(remote, &mut head, len)?;
-        }
-        buffer.copy_from_slice(&head[offset as usize..end as usize]);
         Ok(())
     }
 
@@ -427,25 +324,32 @@ impl Scratch {
         }
     }
 
+    /// What a file takes of the budget.
+    fn size(&self, file: usize) -> u64 {
+        let Remote { file, cached, .. } = &self.files[file];
+        if cached.is_some() { 0 } else { file.bytes }
+    }
+
     /// Refuses files that can't be here at the same time.
     fn fits(&self, files: &[usize]) -> Result<()> {
-        let files = files.iter().map(|&index| &self.files[index]).filter(|file| file.cached.is_none());
-        let (names, needed) = files.fold((Vec::new(), 0), |(mut names, sum), remote| {
-            names.push(remote.file.path.as_str());
-            (names, sum + remote.file.bytes)
-        });
+        let needed = files.iter().map(|&file| self.size(file)).sum();
         if needed > self.budget {
+            let names: Vec<&str> = files.iter().map(|&file| self.files[file].file.path.as_str()).collect();
             return Err(Error::Budget { files: names.join(" and "), needed, budget: self.budget });
         }
         Ok(())
     }
 
     fn expect(self: &Arc<Self>, steps: Vec<Vec<&Path>>) -> Result<()> {
+        let known = |paths: &Vec<&Path>| -> Vec<usize> {
+            paths.iter().filter_map(|path| self.by_path.get(*path).copied()).collect()
+        };
+        let steps: Vec<Vec<usize>> = steps.iter().map(known).collect();
+        // The largest step says what would do for all of them.
+        let bytes = |files: &&Vec<usize>| -> u64 { files.iter().map(|&file| self.size(file)).sum() };
+        self.fits(steps.iter().max_by_key(bytes).map_or(&[], |files| files))?;
         let (mut order, mut last) = (Vec::new(), HashMap::new());
-        for (step, paths) in steps.iter().enumerate() {
-            let files: Vec<usize> =
-                paths.iter().filter_map(|path| self.by_path.get(*path).copied()).collect();
-            self.fits(&files)?;
+        for (step, files) in steps.into_iter().enumerate() {
             for file in files {
                 if last.insert(file, step).is_none() {
                     order.push(file);

@@ -142,7 +142,8 @@ fn ctrl_c_ends_a_pass_that_waits_for_the_network() {
     let place = Place::new();
     let slow = Kind::Trickle { bytes_per_second: 400_000 };
     place.mock.fault(Fault::new(".safetensors", slow).at(Host::Cdn).skip(3).always());
-    let mut command = place.quantize("a", "gguf", "q4_k_m", "m.gguf", &["--disk", DISK]);
+    // Room for all of it: nothing has to come twice.
+    let mut command = place.quantize("a", "gguf", "q4_k_m", "m.gguf", &["--disk", "30MB"]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("started");
     thread::sleep(Duration::from_millis(1500));
     run(Command::new("kill").args(["-INT", &child.id().to_string()]));
@@ -152,7 +153,7 @@ fn ctrl_c_ends_a_pass_that_waits_for_the_network() {
     assert!(said.contains("same command"), "{said}");
     place.mock.clear_faults();
     place.mock.reset_stats();
-    run(&mut place.quantize("a", "gguf", "q4_k_m", "m.gguf", &["--disk", DISK]));
+    run(&mut place.quantize("a", "gguf", "q4_k_m", "m.gguf", &["--disk", "30MB"]));
     let whole: u64 = 20_640_000;
     assert!(place.mock.stats().bytes_of(".safetensors") < whole + 2_000_000, "what was there is used");
 }
