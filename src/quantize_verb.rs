@@ -49,6 +49,7 @@ pub fn run(args: &args::Quantize) -> Result<()> {
     let cancel = interruptible()?;
     let options = run_options(args.threads, args.memory, args.overwrite);
     let done = write(&jobs, &source, text.as_ref(), options, None, &cancel)?;
+    source.done();
     if args.json {
         let json = |(job, done): (&Job, &Option<Done>)| match done {
             Some(done) => done.json(),

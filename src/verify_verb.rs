@@ -3,6 +3,7 @@
 use std::{fmt, io::Write, path::Path};
 
 use anyhow::{Context, Result, bail};
+use formats::Source;
 use verify::{
     Input, Options, Outcome, Precision,
     metrics::{Divergence, Metrics},
@@ -47,6 +48,7 @@ pub fn run(args: &args::Verify) -> Result<()> {
     };
     let cancel = interruptible()?;
     let mut outcome = verify::evaluate(&options, &Steps::new(), &cancel)?;
+    [Some(&options.model), options.against.as_ref()].into_iter().flatten().for_each(Source::done);
     outcome.peak_rss_bytes = text::peak_memory();
     if let Some(path) = &args.report {
         report::write(path, &outcome)?;

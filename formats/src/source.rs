@@ -72,6 +72,9 @@ pub trait Storage: fmt::Debug + Send + Sync {
 
     /// See [`TensorSource::settled`](crate::TensorSource::settled).
     fn settled(&self, _step: usize) {}
+
+    /// See [`Source::done`].
+    fn done(&self) {}
 }
 
 /// This machine's file systems.
@@ -152,6 +155,11 @@ impl Source {
     /// What opens its files of weights.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
+    }
+
+    /// Says that the work is done: what was kept of it for a later run may go.
+    pub fn done(&self) {
+        self.storage.done();
     }
 
     /// The repository it comes from, if it is known.

@@ -2,10 +2,15 @@
 
 use serde::Deserialize;
 
-use crate::client::{About, Answer, Ask, Client};
+use crate::client::{About, Answer, Ask, Client, place};
 use crate::error::{Error, Result};
 use crate::repo::{RepoId, is_safe};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// Pages of a tree's list that are read: a million files.
+const MOST_PAGES: usize = 1000;
+/// The largest file that is believed in: the Hub takes none of more than 500 GB.
+const MOST_BYTES: u64 = 1 << 42;
 
 /// What stays as it is in a path's segment.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -126,7 +131,16 @@ impl Client {
         let mut next = Some(
             self.url(&format!("/api/models/{repo}/tree/{}?recursive=true&expand=false", segment(commit))),
         );
+        let mut pages = 0;
         while let Some(url) = next {
+            pages += 1;
+            if pages > MOST_PAGES {
+                let problem = format!("a list of more than {MOST_PAGES} pages");
+                return Err(Error::Answer { place: place(&url), problem });
+            }
+            if self.is_cancelled() {
+                return Err(Error::Interrupted);
+            }
             let (entries, more): (Vec<Entry>, _) = self.json(&Ask::get(&url), &about)?;
             for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
                 files.push(remote_file(repo, entry)?);
@@ -185,6 +199,10 @@ fn remote_file(repo: &RepoId, entry: Entry) -> Result<RemoteFile> {
         Some(lfs) => (lfs.size, Hash::Sha256(lfs.oid.trim_start_matches("sha256:").to_ascii_lowercase())),
         None => (entry.size, Hash::GitBlob(entry.oid.to_ascii_lowercase())),
     };
+    if bytes > MOST_BYTES {
+        let place = format!("{repo}, {}", entry.path);
+        return Err(Error::Answer { place, problem: format!("a file of {bytes} bytes") });
+    }
     let digits = if matches!(hash, Hash::Sha256(_)) { 64 } else { 40 };
     if hash.hex().len() != digits || !hash.hex().bytes().all(|byte| byte.is_ascii_hexdigit()) {
         let place = format!("{repo}, {}", entry.path);

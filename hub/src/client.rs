@@ -216,9 +216,15 @@ impl Client {
         ask: &Ask<'_>,
         about: &About<'_>,
     ) -> Result<(T, Option<String>)> {
-        let mut answer = self.ok(self.ask(ask)?, about)?;
-        let next = answer.header("link").and_then(next_page);
-        let text = self.text(&mut answer)?;
+        let mut attempts = Attempts::default();
+        let (text, next) = loop {
+            let mut answer = self.ok(self.ask(ask)?, about)?;
+            let next = answer.header("link").and_then(next_page);
+            match self.text(&mut answer)? {
+                Ok(text) => break (text, next),
+                Err(failed) => self.wait(&mut attempts, &place(ask.url), failed)?,
+            }
+        };
         let problem = |error: serde_json::Error| Error::Answer {
             place: place(ask.url),
             problem: format!("the answer is not what the Hub's API gives: {error}"),
@@ -226,16 +232,18 @@ impl Client {
         Ok((serde_json::from_slice(&text).map_err(problem)?, next))
     }
 
-    /// A body that is small enough to be held.
-    pub(crate) fn text(&self, answer: &mut Answer) -> Result<Vec<u8>> {
+    /// A body that is small enough to be held, or why it did not come.
+    fn text(&self, answer: &mut Answer) -> Result<std::result::Result<Vec<u8>, Failed>> {
         let mut text = Vec::new();
-        let problem = |problem: String| Error::Answer { place: place(&answer.url), problem };
         let mut reader = answer.body.as_reader().take(MOST_TEXT + 1);
-        reader.read_to_end(&mut text).map_err(|error| problem(error.to_string()))?;
-        if text.len() as u64 > MOST_TEXT {
-            return Err(problem(format!("an answer of more than {MOST_TEXT} bytes")));
+        if let Err(error) = reader.read_to_end(&mut text) {
+            return Ok(Err(Failed::new(error.to_string())));
         }
-        Ok(text)
+        if text.len() as u64 > MOST_TEXT {
+            let problem = format!("an answer of more than {MOST_TEXT} bytes");
+            return Err(Error::Answer { place: place(&answer.url), problem });
+        }
+        Ok(Ok(text))
     }
 
     /// Passes an answer on if it says that all is well, or says what is not.

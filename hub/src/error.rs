@@ -203,6 +203,10 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A file that is needed could not be fetched: what was said of it.
+    #[error("{0}")]
+    Fetch(String),
+
     /// Stopped by the user.
     #[error("interrupted; the same command goes on where it was")]
     Interrupted,

@@ -64,17 +64,7 @@ impl Pieces {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(&io)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(&io)?;
-        let count = bytes.div_ceil(PIECE) as usize;
-        let mut marks = vec![ABSENT; count];
-        if let Some(line) = text.iter().position(|&byte| byte == b'\n')
-            && let Ok(head) = serde_json::from_slice::<Head>(&text[..line])
-            && (head.bytes, head.piece, text.len() - line - 1) == (bytes, PIECE, count)
-        {
-            let counts = |mark: u8| mark == SYNCED || (mark == WRITTEN && head.boot == boot);
-            for (mark, &earlier) in marks.iter_mut().zip(&text[line + 1..]) {
-                *mark = if counts(earlier) { earlier } else { ABSENT };
-            }
-        }
+        let marks = marks_in(&text, bytes, boot);
         let head = Head { bytes, piece: PIECE, boot: boot.to_owned() };
         let mut text = serde_json::to_vec(&head).map_err(|error| io(error.into()))?;
         text.push(b'\n');
@@ -83,6 +73,16 @@ impl Pieces {
         file.set_len(0).and_then(|()| file.write_all_at(&text, 0)).map_err(&io)?;
         let state = State { marks, claimed: 0, over: false };
         Ok(Pieces { bytes, file, start, state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// Bytes that the marks at `path` say are there of a file of `bytes`: it is only looked at.
+    pub fn noted(path: &Path, bytes: u64) -> u64 {
+        let marks = fs::read(path).map(|text| marks_in(&text, bytes, &boot())).unwrap_or_default();
+        let there = |(index, mark): (usize, &u8)| {
+            let len = PIECE.min(bytes.saturating_sub(index as u64 * PIECE));
+            if *mark == ABSENT { 0 } else { len }
+        };
+        marks.iter().enumerate().map(there).sum()
     }
 
     /// Bytes that are there.
@@ -163,10 +163,38 @@ impl Pieces {
     }
 }
 
+/// The marks in a file's text that count now.
+fn marks_in(text: &[u8], bytes: u64, boot: &str) -> Vec<u8> {
+    let count = bytes.div_ceil(PIECE) as usize;
+    let mut marks = vec![ABSENT; count];
+    if let Some(line) = text.iter().position(|&byte| byte == b'\n')
+        && let Ok(head) = serde_json::from_slice::<Head>(&text[..line])
+        && (head.bytes, head.piece, text.len() - line - 1) == (bytes, PIECE, count)
+    {
+        let counts = |mark: u8| mark == SYNCED || (mark == WRITTEN && head.boot == boot);
+        for (mark, &earlier) in marks.iter_mut().zip(&text[line + 1..]) {
+            *mark = if counts(earlier) { earlier } else { ABSENT };
+        }
+    }
+    marks
+}
+
 /// A name for the time since the system started, or one that never comes again.
 fn boot() -> String {
-    let linux = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
-    linux.map_or_else(|| format!("process {}", std::process::id()), |id| id.trim().to_owned())
+    session().unwrap_or_else(|| format!("process {}", std::process::id()))
+}
+
+#[cfg(not(target_os = "macos"))]
+fn session() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
+#[cfg(target_os = "macos")]
+fn session() -> Option<String> {
+    let output = std::process::Command::new("sysctl").args(["-n", "kern.bootsessionuuid"]).output().ok()?;
+    let id = String::from_utf8(output.stdout).ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 #[cfg(test)]
@@ -191,6 +219,7 @@ mod tests {
         let killed = Pieces::open_at(&path, BYTES, "a").expect("again");
         assert_eq!(killed.there(), PIECE + 5);
         assert_eq!((killed.claim(9), killed.claim(9)), (Some(1..3), None));
+        assert_eq!(Pieces::noted(&dir.path().join("none"), BYTES), 0);
         drop(killed);
         assert_eq!(Pieces::open_at(&path, BYTES, "b").expect("rebooted").there(), PIECE);
         assert_eq!(Pieces::open_at(&path, BYTES + 1, "b").expect("another file").there(), 0);

@@ -65,10 +65,8 @@ struct Remote {
 struct State {
     /// What is whole.
     here: HashMap<usize, Here>,
-    /// Bytes of the file that is being fetched.
-    coming: u64,
-    /// The file that is being fetched.
-    fetching: Option<usize>,
+    /// Bytes of files that are not whole.
+    partial: HashMap<usize, u64>,
     /// Files that somebody waits for, in the order of their asking.
     asked: Vec<usize>,
     plan: Option<Plan>,
@@ -80,6 +78,15 @@ struct State {
     over: bool,
     /// Whether somebody fetches.
     started: bool,
+    /// Nothing of it is of use to a later run.
+    done: bool,
+}
+
+impl State {
+    /// Bytes of the budget that are taken.
+    fn taken(&self) -> u64 {
+        self.here.values().map(|here| here.bytes).chain(self.partial.values().copied()).sum()
+    }
 }
 
 struct Here {
@@ -129,7 +136,9 @@ pub fn stream(
     // Who reads headers alone leaves no trace, and may do so beside others.
     let held = if budget > 0 {
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        Some(lock(&folder.with_extension("lock"))?)
+        let mut name = folder.clone().into_os_string();
+        name.push(".lock");
+        Some(lock(Path::new(&name))?)
     } else {
         None
     };
@@ -169,9 +178,9 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.over = true;
-        if state.plan.as_ref().is_some_and(|plan| plan.order.iter().all(|&file| plan.is_done_with(file))) {
+        if state.done {
             drop(state);
-            // All was read: nothing of it is of use to a later run.
+            // What can't be removed is removed by the next run.
             let _ = fs::remove_dir_all(&self.0.folder);
         }
         self.0.changed.notify_all();
@@ -211,6 +220,10 @@ impl Storage for Stream {
 
     fn settled(&self, step: usize) {
         self.0.settled(step);
+    }
+
+    fn done(&self) {
+        self.0.lock().done = true;
     }
 }
 
@@ -256,15 +269,31 @@ impl Scratch {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let index = known.get(name.split('.').next().unwrap_or_default()).copied();
             let is_of_use = index.filter(|&index| self.files[index].cached.is_none());
+            let mut state = self.lock();
+            let room = self.budget.saturating_sub(state.taken());
             match is_of_use {
-                // An unfinished file goes on when its turn comes.
-                Some(_) if name.contains('.') => continue,
-                Some(index) if hash_of(&self.client, &path, &self.files[index].file.hash)? == name => {
-                    self.keep(&mut self.lock(), index)?;
+                // Of an unfinished file there are two: bytes, and marks that say which.
+                Some(_) if name.ends_with(".pieces") => continue,
+                // It goes on when its turn comes.
+                Some(index) if name.contains('.') => {
+                    let there = transfer::there(&self.place(index), self.files[index].file.bytes);
+                    if there <= room {
+                        state.partial.insert(index, there);
+                    } else {
+                        transfer::discard(&self.place(index))?;
+                    }
                     continue;
                 }
-                _ => fs::remove_file(&path).map_err(Error::io(&path))?,
+                Some(index) if self.size(index) <= room => {
+                    drop(state);
+                    if hash_of(&self.client, &path, &self.files[index].file.hash)? == name {
+                        self.keep(&mut self.lock(), index)?;
+                        continue;
+                    }
+                }
+                _ => {}
             }
+            fs::remove_file(&path).map_err(Error::io(&path))?;
         }
         Ok(())
     }
@@ -312,7 +341,7 @@ impl Scratch {
                 return Err(Error::Interrupted);
             }
             if let Some(problem) = &state.failed {
-                return Err(Error::Usage(problem.clone()));
+                return Err(Error::Fetch(problem.clone()));
             }
             self.fits(&[index])?;
             if !state.asked.contains(&index) {
@@ -429,8 +458,7 @@ impl Scratch {
                 }
             };
             let path = self.place(next);
-            state.fetching = Some(next);
-            state.coming = transfer::there(&path, self.files[next].file.bytes);
+            state.partial.insert(next, transfer::there(&path, self.files[next].file.bytes));
             drop(state);
             let remote = &self.files[next].file;
             self.progress.begin(&remote.path, remote.bytes, 0);
@@ -440,9 +468,14 @@ impl Scratch {
                 Transfer { client, repo, commit, file: remote, path: &path, room: &room, progress }.run();
             self.progress.end();
             let mut state = self.lock();
-            (state.fetching, state.coming) = (None, 0);
-            if let Err(error) = fetched.and_then(|()| self.keep(&mut state, next)) {
-                state.failed = Some(error.to_string());
+            state.partial.remove(&next);
+            match fetched.and_then(|()| self.keep(&mut state, next)) {
+                // It made way for what somebody waits for.
+                Err(Error::Interrupted) if !state.over && !self.client.is_cancelled() => {
+                    state.partial.insert(next, transfer::there(&path, remote.bytes));
+                }
+                Err(error) => state.failed = Some(error.to_string()),
+                Ok(()) => {}
             }
             self.changed.notify_all();
         }
@@ -476,12 +509,19 @@ impl Room for Share<'_> {
             if scratch.client.is_cancelled() || state.over {
                 return Err(Error::Interrupted);
             }
-            let taken: u64 = state.here.values().map(|here| here.bytes).sum();
-            if taken + state.coming + bytes <= scratch.budget {
-                state.coming += bytes;
+            if state.taken() + bytes <= scratch.budget {
+                *state.partial.entry(self.file).or_default() += bytes;
                 return Ok(());
             }
             let is_asked = state.asked.contains(&self.file);
+            if !is_asked && state.asked.iter().any(|asked| !state.here.contains_key(asked)) {
+                return Err(Error::Interrupted);
+            }
+            if let Some(other) = state.partial.keys().copied().find(|&file| is_asked && file != self.file) {
+                transfer::discard(&scratch.place(other))?;
+                state.partial.remove(&other);
+                continue;
+            }
             let since = *start.get_or_insert_with(Instant::now);
             let other = || scratch.dispensable(&state, self.file, since.elapsed() >= PATIENCE);
             match is_asked.then(other).flatten() {
@@ -492,6 +532,11 @@ impl Room for Share<'_> {
                 }
             }
         }
+    }
+
+    fn give_back(&self) {
+        self.scratch.lock().partial.remove(&self.file);
+        self.scratch.changed.notify_all();
     }
 
     fn is_durable(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The files of a repository that a model needs, at one commit: which they are, and how they come into the cache.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -105,7 +105,14 @@ impl Snapshot {
         };
         let tree = Tree { repo: named.repo.clone(), commit: snapshot.commit.clone(), files };
         let index = snapshot.index(&tree).map(|index| snapshot.folder().join(&index.path));
-        snapshot.pick(&tree, index.as_deref())?;
+        // What the cache lacks, the repository may have.
+        let has_weights =
+            |file: &RemoteFile| [".safetensors", ".gguf"].iter().any(|end| file.path.ends_with(end));
+        snapshot.pick(&tree, index.as_deref()).map_err(|error| match error {
+            Error::NoFile { .. } => offline(),
+            Error::NoModel { .. } if !tree.files.iter().any(has_weights) => offline(),
+            other => other,
+        })?;
         Ok(snapshot)
     }
 
@@ -126,11 +133,15 @@ impl Snapshot {
 
     /// Bytes of the files with weights that are still to be fetched.
     pub fn missing(&self) -> u64 {
-        let left = |file: &RemoteFile| {
-            let blob = self.cache.blob(&file.hash);
-            if blob.exists() { 0 } else { file.bytes - transfer::there(&blob, file.bytes) }
-        };
-        self.weights.iter().map(left).sum()
+        let left = |file: &RemoteFile| file.bytes - transfer::there(&self.cache.blob(&file.hash), file.bytes);
+        self.away(&self.weights).into_iter().map(left).sum()
+    }
+
+    /// Those of some files that are not in the cache, of files with the same bytes one.
+    fn away<'f>(&self, files: &'f [RemoteFile]) -> Vec<&'f RemoteFile> {
+        let mut seen = HashSet::new();
+        let away = files.iter().filter(|file| !self.cache.blob(&file.hash).exists());
+        away.filter(|file| seen.insert(file.hash.hex().to_owned())).collect()
     }
 
     /// Fetches all files with weights into the cache, and gives the model on this disk.
@@ -257,8 +268,7 @@ impl Snapshot {
 
     /// Fetches files into the cache, unless they are there.
     fn fetch(&self, client: &Client, files: &[RemoteFile], progress: &dyn Progress) -> Result<()> {
-        let left: Vec<&RemoteFile> =
-            files.iter().filter(|file| !self.cache.blob(&file.hash).exists()).collect();
+        let left = self.away(files);
         if !left.is_empty() {
             let sum = |files: &[&RemoteFile]| files.iter().map(|file| file.bytes).sum::<u64>();
             let there: u64 =

@@ -57,6 +57,9 @@ pub trait Room: Sync {
     /// [`Error::Interrupted`].
     fn take(&self, bytes: u64) -> Result<()>;
 
+    /// Gives back what was taken: the file begins anew.
+    fn give_back(&self) {}
+
     /// Whether bytes are synced to the disk now and then, and at the end: where they must outlast a crash of the machine.
     fn is_durable(&self) -> bool;
 }
@@ -92,10 +95,7 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
 
 /// Bytes of an unfinished file that are there.
 pub fn there(path: &Path, bytes: u64) -> u64 {
-    if !marks(path).exists() || !incomplete(path).exists() {
-        return 0;
-    }
-    Pieces::open(&marks(path), bytes).map_or(0, |pieces| pieces.there())
+    if incomplete(path).exists() { Pieces::noted(&marks(path), bytes) } else { 0 }
 }
 
 /// Removes what there is of an unfinished file.
@@ -129,6 +129,7 @@ impl Transfer<'_> {
                 return self.keep();
             }
             discard(self.path)?;
+            self.room.give_back();
             if is_last {
                 return Err(Error::WrongHash {
                     repo: self.repo.to_string(),

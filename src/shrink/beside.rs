@@ -29,7 +29,7 @@ use quantize::{
 use verify::{Outcome, description::ModelFile};
 
 use super::{
-    CARD, RECIPE,
+    CARD, RECIPE, REPORT, TEXT_FILE, VERIFICATION,
     card::{Subject, card},
     put,
 };
@@ -111,10 +111,8 @@ fn licenses(source: &Source, out: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(source.path()) else { return Ok(()) };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let upper = name.to_ascii_uppercase();
-        let is_license = ["LICENSE", "LICENCE", "NOTICE"].iter().any(|start| upper.starts_with(start));
         let from = entry.path();
-        if is_license
+        if is_license(&name)
             && is_safe(&name)
             && from.metadata().is_ok_and(|m| m.is_file() && m.len() <= MOST_LICENSE)
         {
@@ -123,6 +121,11 @@ fn licenses(source: &Source, out: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn is_license(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    ["LICENSE", "LICENCE", "NOTICE"].iter().any(|start| upper.starts_with(start))
 }
 
 /// Name, length and hash of every file of the folder that is published, apart from those that are still to be written.
@@ -139,7 +142,7 @@ fn hashes(out: &Path, made: &Made<'_>, cancel: &AtomicBool) -> Result<Vec<File>>
         sha256: sha256.clone(),
     });
     let (mut files, mut unknown): (Vec<File>, Vec<String>) = (gone.collect(), Vec::new());
-    for name in names(out)? {
+    for name in names(out, &made.fit.job)? {
         match measured.get(name.as_str()) {
             Some(ModelFile { bytes, sha256: Some(sha256), .. }) => {
                 files.push(File { name, bytes: *bytes, sha256: sha256.clone() });
@@ -159,8 +162,8 @@ fn hashes(out: &Path, made: &Made<'_>, cancel: &AtomicBool) -> Result<Vec<File>>
     Ok(files)
 }
 
-/// The files that are published: not those that are hidden or unfinished.
-fn names(out: &Path) -> Result<Vec<String>> {
+/// The files that are published: those of the model, and what was made or put beside it. What else lies there is nobody's business.
+fn names(out: &Path, job: &Job) -> Result<Vec<String>> {
     let entries = fs::read_dir(out).with_context(|| format!("can't read {}", out.display()))?;
     let mut names = Vec::new();
     for entry in entries {
@@ -171,10 +174,15 @@ fn names(out: &Path) -> Result<Vec<String>> {
         if !entry.path().is_file() || is_unfinished || is_later {
             continue;
         }
-        if is_safe(&name) {
+        let is_model = job.layout.files.iter().any(|file| file.name == name);
+        let is_beside = [RECIPE, VERIFICATION, REPORT, TEXT_FILE].contains(&name.as_str());
+        if is_safe(&name) && (is_model || is_beside || is_license(&name)) {
             names.push(name);
         } else {
-            eprintln!("warning: {name:?} is no name that can be published: it is left out of the checksums");
+            eprintln!(
+                "warning: {name:?} in {} is no part of this model: it is not listed, nor published",
+                out.display()
+            );
         }
     }
     names.sort();

@@ -114,6 +114,9 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     if let Some(leaving) = &leaving
         && let Some(commit) = leaving.already(&args.out, &fit.job)?
     {
+        if args.json {
+            return print_json(&json!({ "published": { "commit": commit }, "already_there": true }));
+        }
         println!("it is published already, whole and from this very recipe, at commit {commit}");
         return Ok(());
     }
@@ -145,6 +148,8 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     if let Some(outcome) = verification.as_ref().filter(|_| !args.json) {
         verify_verb::print(outcome, Some(&args.out.join(REPORT)))?;
     }
+
+    source.done();
 
     step(args, 4, "writing the model card and the checksums");
     let manifest = beside::write(

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "interop"))
 
 from checks import FIXTURES, Checks  # noqa: E402
 
-__all__ = ["FIXTURES", "Checks", "Cost", "checked", "command", "digest", "measure", "number", "outputs", "partial_of", "remove", "run", "size_of"]
+__all__ = ["FIXTURES", "Checks", "Cost", "checked", "command", "digest", "killed", "measure", "number", "outputs", "partial_of", "remove", "run", "size_of"]
 
 
 def command(halfbyte, source, to, form, out, *options):
@@ -26,6 +27,20 @@ def command(halfbyte, source, to, form, out, *options):
 def run(line, **options):
     """Runs a command; whatever it says and its exit code are in the result."""
     return subprocess.run(line, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+
+
+def killed(line, seconds, environment):
+    """Runs a command, and kills it after so many seconds; whether it was killed, and did not end first. Raises what it says if it failed."""
+    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return True
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(line)} ended with {process.returncode}: {said}")
+    return False
 
 
 def checked(line, errors=True):

@@ -10,32 +10,16 @@ import filecmp
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common import Checks, partial_of, remove, run
+from common import Checks, killed, partial_of, remove, run
 from hub import Hub, bytes_of, held
 
 KILLS = 20
 REPO = "owner/model"
 SLOW = 18446744073709551615  # every time
-
-
-def killed(line, environment, seconds):
-    """Whether the process was killed, and did not end first."""
-    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        _, said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return True
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(line)} ended with {process.returncode}: {said}")
-    return False
 
 
 def kills(checks, hub, label, line, environment, size, seconds):
@@ -44,10 +28,10 @@ def kills(checks, hub, label, line, environment, size, seconds):
     moments, count, runs = random.Random(7), 0, 0
     while count < KILLS:
         runs += 1
-        if not killed(line, environment, moments.uniform(0.1, 2 * seconds / KILLS)):
+        if not killed(line, moments.uniform(0.1, 2 * seconds / KILLS), environment):
             break
         count += 1
-    while count == KILLS and killed(line, environment, 600):
+    while count == KILLS and killed(line, 600, environment):
         pass
     sent = bytes_of(hub.stats(), ".safetensors")
     # The moments are drawn so that the kills fill the whole of it: half of the bytes are there on average. What is sent counts as

@@ -2,18 +2,21 @@
 
     hub_r1.py plan HALFBYTE MOCK_HUB CACHE
     hub_r1.py stream HALFBYTE MOCK_HUB CACHE SCRATCH [DISK]
-    hub_r1.py publish HALFBYTE MOCK_HUB CACHE SCRATCH MINUTES
+    hub_r1.py publish HALFBYTE MOCK_HUB CACHE SCRATCH MINUTES [RUNS]
+    hub_r1.py fetch HALFBYTE MOCK_HUB SCRATCH
 
 `plan` shows what planning takes: requests, bytes, seconds. `stream` quantizes the first five and the last two layers with embedding and
 head to Q4_K_M through DISK (8GB): peak memory, peak scratch, weights per second, and how long all 61 layers would take at that
-pace. `publish` quantizes the whole model, in as many runs as it takes, while finished files are published to the mock, which drops them;
-after MINUTES it is interrupted and says how far it came: the next call goes on. CACHE keeps the shards' SHA-256 (`mock-hub hash-r1`, and for
+pace. `publish` quantizes the whole model while finished files are published to the mock, which drops them: in RUNS runs (1) that are each
+interrupted after MINUTES, and says how far each came. `fetch` fetches 4 GB into the cache, beside sha256sum of the same bytes. CACHE keeps the shards' SHA-256 (`mock-hub hash-r1`, and for
 `stream` a minute at the first listing). Needs a disk of 40 GB for `stream`, 80 GB for `publish`.
 """
 
 import json
 import os
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -102,7 +105,7 @@ def stream(checks, halfbyte, mock_hub, cache, scratch, disk="8GB"):
         )
 
 
-def publish(checks, halfbyte, mock_hub, cache, scratch, minutes):
+def publish(checks, halfbyte, mock_hub, cache, scratch, minutes, runs=1):
     scratch = Path(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     home, out = scratch / "home", scratch / "r1"
@@ -110,19 +113,53 @@ def publish(checks, halfbyte, mock_hub, cache, scratch, minutes):
         hub.ask(f"/api/models/{REPO}/tree/main")
         hub.reset()
         line = [halfbyte, "shrink", REPO, "--fit", "mac-studio-512", "--context", 32768, "--disk", "40GB", "--publish", "me/R1-GGUF", "--no-verify", "--out", out]
-        watch = [home / "halfbyte", out.with_name("r1.partial"), out]
-        code, text, errors, wall, cpu, peak, peaks = watched(line, hub.environment(home, token=True), watch, 60 * float(minutes))
-        source = bytes_of(hub.stats(), ".safetensors")
-        checks.that(code in (0, 130), f"publish: exit code {code}: {errors.strip()[-400:]}")
-        print(
-            f"publish: {source / GB:.1f} of 688.6 GB read in {wall / 60:.1f} minutes ({cpu / 60:.1f} of CPU), peak memory {peak / 1e6:.0f} MB, peak of scratch, "
-            f"unfinished and finished output {', '.join(f'{peak / GB:.1f}' for peak in peaks)} GB; {errors.strip().splitlines()[-3:]}"
-        )
+        for number in range(int(runs)):
+            watch = [home / "halfbyte", out]
+            code, text, errors, wall, cpu, peak, peaks = watched(line, hub.environment(home, token=True), watch, 60 * float(minutes))
+            source = bytes_of(hub.stats(), ".safetensors")
+            checks.that(code in (0, 130), f"publish, run {number + 1}: exit code {code}")
+            last = [line for line in errors.splitlines() if line.startswith("read ")][-1:]
+            journal = next(out.glob("*.partial/journal.jsonl"), None)
+            files = journal.read_text().count('{"shipped"') if journal else 0
+            print(
+                f"publish, run {number + 1}: {source / GB:.1f} of 688.6 GB fetched in all, {files} files uploaded and dropped, after {wall / 60:.1f} minutes "
+                f"({cpu / 60:.1f} of CPU); peak memory {peak / 1e6:.0f} MB, peak of source {peaks[0] / GB:.1f} and of output {peaks[1] / GB:.1f} GB; {last}",
+                flush=True,
+            )
+            if code == 0:
+                break
+
+
+def fetch(checks, halfbyte, mock_hub, scratch):
+    scratch = Path(scratch)
+    model = scratch / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "config.json").write_text("{}")
+    with open(model / "model.safetensors", "wb") as file:
+        # Random, and no more than is quickly made.
+        block = os.urandom(64 << 20)
+        for _ in range(64):
+            file.write(block)
+    size = (model / "model.safetensors").stat().st_size
+    rates = {}
+    with Hub(mock_hub, "--repo", f"owner/model={model}") as hub:
+        hub.ask("/api/models/owner/model/tree/main")
+        for number in range(3):
+            code, _, errors, wall, cpu, _, _ = watched(["sha256sum", model / "model.safetensors"], None, [])
+            rates.setdefault("sha256sum", []).append(size / wall)
+            home = scratch / f"home{number}"
+            code, _, errors, wall, cpu, peak, _ = watched([halfbyte, "fetch", "owner/model"], hub.environment(home), [])
+            checks.that(code == 0, f"fetch {number + 1}: {size / wall / GB:.2f} GB/s, {cpu:.1f} s of CPU in {wall:.1f} s, {peak / 1e6:.0f} MB of memory")
+            rates.setdefault("fetch", []).append(size / wall)
+            shutil.rmtree(home)
+    median = {what: statistics.median(found) for what, found in rates.items()}
+    print(f"fetch: {median['fetch'] / GB:.2f} GB/s with its hash, synced; sha256sum alone {median['sha256sum'] / GB:.2f} GB/s: {median['fetch'] / median['sha256sum']:.2f} x")
+    shutil.rmtree(scratch)
 
 
 def main(what, *arguments):
     checks = Checks()
-    checks.case(what, {"plan": plan, "stream": stream, "publish": publish}[what], checks, *arguments)
+    checks.case(what, {"plan": plan, "stream": stream, "publish": publish, "fetch": fetch}[what], checks, *arguments)
     checks.close()
 
 

@@ -8,13 +8,11 @@ On tiny-deepseek and, when one is given, on a larger checkpoint.
 
 import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common import FIXTURES, Checks, command, digest, partial_of, remove, run
+from common import FIXTURES, Checks, command, digest, killed, partial_of, remove, run
 
 KILLS = 20
 SLOW = os.environ | {"HALFBYTE_ISA": "scalar"}
@@ -23,20 +21,6 @@ CASES = [
     ("a split GGUF", "gguf", "q4_k_m", ".gguf", ["--shard-size"]),
     ("an MLX folder", "mlx", "4bit-g64", "-mlx", ["--shard-size"]),
 ]
-
-
-def kill_once(line, seconds):
-    """Whether the process was killed (and did not end first)."""
-    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=SLOW)
-    try:
-        _, said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return True
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(line)} ended with {process.returncode}: {said}")
-    return False
 
 
 def finished_tensors(out):
@@ -66,7 +50,7 @@ def survives(checks, halfbyte, source, scratch, label, to, form, ending, options
     intact = True
     while kills < KILLS:
         runs += 1
-        if kill_once(line, moments.uniform(0, took)):
+        if killed(line, moments.uniform(0, took), SLOW):
             kills += 1
             resumed += finished_tensors(broken) > 0
         else:

@@ -108,6 +108,15 @@ fn headers_are_enough_to_plan() {
 }
 
 #[test]
+fn what_the_cache_lacks_is_not_said_of_the_repository() {
+    let place = Place::new();
+    run(&mut place.command("a", &["inspect", REPO]));
+    let mut offline = place.quantize("a", "gguf", "q8_0", "m.gguf", &[]);
+    let said = fails(offline.env("HF_HUB_OFFLINE", "1"), 1);
+    assert!(said.contains("HF_HUB_OFFLINE is set"), "{said}");
+}
+
+#[test]
 fn what_was_fetched_is_used_without_the_network() {
     let place = Place::new();
     let fetch = |home: &str| place.command(home, &["fetch", REPO]);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -25,6 +26,9 @@ impl Scratch {
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
             while let Some(remote) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if self.whole(remote).is_some() {
+                    continue;
+                }
                 let mut head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 self.extend_head(remote, &mut head, HEAD.min(remote.file.bytes))?;
                 // A safetensors file says how long its header is.
@@ -45,6 +49,12 @@ impl Scratch {
             };
             workers.into_iter().map(join).collect::<Vec<_>>().into_iter().collect()
         })
+    }
+
+    /// A file that is here.
+    fn whole(&self, remote: &Remote) -> Option<Arc<File>> {
+        let index = self.by_path.get(&remote.path)?;
+        self.lock().here.get(index).map(|here| Arc::clone(&here.file))
     }
 
     /// Fetches the first `len` bytes of a file, as far as they are not there.
@@ -105,6 +115,10 @@ impl Scratch {
 
     pub(super) fn read_head(&self, index: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
         let remote = &self.files[index];
+        // What is here is checked, and no header needs be asked for.
+        if let Some(file) = self.whole(remote) {
+            return file.read_exact_at(buffer, offset).map_err(Error::io(&remote.path));
+        }
         let mut head = remote.head.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let end = offset + buffer.len() as u64;
         if end > head.len() as u64 {

@@ -190,6 +190,24 @@ fn what_is_not_for_everybody_says_so() {
 }
 
 #[test]
+fn files_with_the_same_bytes_are_fetched_once() {
+    let spec =
+        spec().file("LICENSE", "free").file("LICENSE.txt", "free").file("special_tokens_map.json", "free");
+    let setting = Setting::new(spec);
+    let snapshot = setting.find().expect("found");
+    for name in ["LICENSE", "LICENSE.txt", "special_tokens_map.json"] {
+        assert_eq!(fs::read_to_string(snapshot.folder().join(name)).expect("file"), "free");
+    }
+}
+
+#[test]
+fn a_list_that_is_cut_short_is_asked_for_again() {
+    let setting = Setting::new(spec());
+    setting.mock.fault(Fault::new("/tree/", Kind::CutAfter(100)).at(Host::Hub));
+    setting.find().expect("found");
+}
+
+#[test]
 fn what_is_not_there_is_named() {
     let setting = Setting::new(spec());
     assert!(matches!(find(&setting.client, "some-owner/None"), Err(Error::NoRepo { .. })));

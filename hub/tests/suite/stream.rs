@@ -94,6 +94,7 @@ fn files_come_in_the_order_of_the_plan_and_go_when_it_is_settled() {
         let bytes = stats.bytes_of(&name(index));
         assert!(bytes < BYTES as u64 + (200 << 10), "{bytes} of {}", name(index));
     }
+    source.done();
     drop((weights, source));
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(held(&setting), 0);
@@ -163,6 +164,58 @@ fn wrong_bytes_never_reach_the_reader() {
     setting.mock.fault(Fault::new(&name(1), Kind::WrongBytes).at(Host::Cdn).always());
     let error = read(&weights, 1).expect_err("wrong").to_string();
     assert!(error.contains("SHA-256") && error.contains(&name(1)), "{error}");
+}
+
+#[test]
+fn bytes_that_were_wrong_once_need_no_more_room() {
+    let setting = Setting::new(many());
+    let source = open(&setting, BYTES as u64 + 4096).expect("opened");
+    let weights = weights(&source);
+    setting.mock.fault(Fault::new(&name(1), Kind::WrongBytes).at(Host::Cdn));
+    assert!(read(&weights, 1).expect("read") == noise(1, BYTES));
+}
+
+#[test]
+fn what_is_asked_for_comes_before_what_was_planned() {
+    let setting = Setting::new(many());
+    let source = open(&setting, 2 * BYTES as u64 + 8192).expect("opened");
+    let weights = weights(&source);
+    let file = |index: usize| weights.meta(weights.find(&format!("t{index}")).unwrap_or(TensorId(0))).file;
+    let steps = [vec![0, 4], vec![1], vec![2], vec![0], vec![4], vec![1]];
+    let files = steps.iter().map(|step| step.iter().map(|&index| file(index)).collect());
+    weights.expect(files.collect()).expect("planned");
+    // Nothing is settled before the end.
+    for index in steps.into_iter().flatten() {
+        assert!(read(&weights, index).expect("read") == noise(index as u64, BYTES), "{index}");
+    }
+}
+
+#[test]
+fn a_smaller_scratch_takes_up_no_more_than_it_may() {
+    let setting = Setting::new(many());
+    let source = open(&setting, 4 * BYTES as u64).expect("opened");
+    for index in 0..3 {
+        read(&weights(&source), index).expect("read");
+    }
+    drop(source);
+    std::thread::sleep(Duration::from_millis(300));
+    let budget = BYTES as u64 + 4096;
+    let source = open(&setting, budget).expect("opened");
+    assert!(held(&setting) <= budget + (1 << 20), "{}", held(&setting));
+    assert!(read(&weights(&source), 4).expect("read") == noise(4, BYTES));
+}
+
+#[test]
+fn repositories_of_like_names_do_not_lock_each_other_out() {
+    let setting = Setting::new(many().named("owner/Model-2.5-7B"));
+    setting.mock.add_repo(many().named("owner/Model-2.5-7B-Instruct"));
+    let silent: Arc<dyn hub::progress::Progress> = Arc::new(Silent);
+    let open = |repo: &str| {
+        let snapshot = crate::setting::find(&setting.client, repo).expect("found");
+        scratch::stream(&setting.client, &snapshot, 1 << 30, &silent)
+    };
+    let _first = open("owner/Model-2.5-7B").expect("opened");
+    open("owner/Model-2.5-7B-Instruct").expect("opened too");
 }
 
 #[test]
