@@ -7,6 +7,7 @@
 //! with the file's once it is there.
 
 mod heads;
+mod state;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use formats::source::{Opened, ReadAt, Source, Storage};
+
+use state::{Here, Plan, State};
 
 use crate::api::{Hash, RemoteFile};
 use crate::cache::lock;
@@ -59,57 +62,6 @@ struct Remote {
     cached: Option<PathBuf>,
     /// Its first bytes, unchecked.
     head: Mutex<Vec<u8>>,
-}
-
-#[derive(Default)]
-struct State {
-    /// What is whole.
-    here: HashMap<usize, Here>,
-    /// Bytes of files that are not whole.
-    partial: HashMap<usize, u64>,
-    /// Files that somebody waits for, in the order of their asking.
-    asked: Vec<usize>,
-    plan: Option<Plan>,
-    /// Counts reads.
-    clock: u64,
-    /// Why no more will come.
-    failed: Option<String>,
-    /// Nobody reads any more.
-    over: bool,
-    /// Whether somebody fetches.
-    started: bool,
-    /// Nothing of it is of use to a later run.
-    done: bool,
-}
-
-impl State {
-    /// Bytes of the budget that are taken.
-    fn taken(&self) -> u64 {
-        self.here.values().map(|here| here.bytes).chain(self.partial.values().copied()).sum()
-    }
-}
-
-struct Here {
-    file: Arc<File>,
-    last_read: u64,
-    /// What it takes of the budget.
-    bytes: u64,
-}
-
-/// What will be read.
-struct Plan {
-    /// Files in the order in which they are first read.
-    order: Vec<usize>,
-    /// The last step that reads each.
-    last: HashMap<usize, usize>,
-    /// Steps that are settled.
-    settled: usize,
-}
-
-impl Plan {
-    fn is_done_with(&self, file: usize) -> bool {
-        self.last.get(&file).is_none_or(|&last| last < self.settled)
-    }
 }
 
 impl fmt::Debug for Scratch {

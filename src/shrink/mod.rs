@@ -6,23 +6,22 @@
 mod beside;
 mod card;
 mod front_matter;
-mod leaving;
+mod publishing;
 
 use std::{
     fs,
     io::{ErrorKind, Write},
     path::Path,
     slice,
-    sync::{Arc, atomic::AtomicBool},
+    sync::atomic::AtomicBool,
 };
 
 use anyhow::{Context, Result};
 use formats::Source;
-use hub::{RepoId, manifest, progress::Progress, sums};
-use leaving::Leaving;
+use hub::{RepoId, manifest, sums};
+use publishing::Publication;
 use quantize::{
     fit::{Answer, Basis, Fit, Wish, fit},
-    outlet::Outlet,
     plan::Container,
 };
 use serde_json::{Value, json};
@@ -32,12 +31,11 @@ use crate::{
     args, calibration,
     interrupt::interruptible,
     plan_verb::{self, first_file},
-    publish_verb::{To, tell, title},
+    publish_verb::tell,
     quantize_verb,
     source::{self, Need},
     steps::Steps,
     table::print_json,
-    transfers::Transfers,
     verify_verb,
 };
 
@@ -57,25 +55,15 @@ const CARD: &str = "README.md";
 
 /// Does it all.
 pub fn run(args: &args::Shrink) -> Result<()> {
-    leaving::check(args)?;
-    let to = &args.to_hub;
-    let to = to
-        .publish
-        .as_ref()
-        .map(|repo| To::new(repo, to.private, to.pr, to.sign_key.as_deref()))
-        .transpose()?;
-    if to.is_some() {
-        // Known now rather than after hours.
-        source::client()?.can_publish()?;
-    }
+    let to = publishing::to(args)?;
     let text = calibration::read(&args.calibrate)?;
     let calibration = text.as_ref().map(|text| text.calibration.clone());
-    let leaves = leaving::is_asked(args);
-    let disk = args.disk.map(|disk| if leaves { leaving::share(disk) } else { disk });
+    let leaves = publishing::is_asked(args);
+    let disk = args.disk.map(|disk| if leaves { publishing::share(disk) } else { disk });
     let source = source::open(&args.fit.source, Need::Weights { disk })?;
     // Rows of every tensor would be a whole reading of what is to be read once.
     let basis = if source.is_remote() { Basis::Expected } else { Basis::Sampled };
-    let shard_size = args.disk.filter(|_| leaves).map(leaving::shard_size);
+    let shard_size = args.disk.filter(|_| leaves).map(publishing::shard_size);
     let mut wish = Wish { calibration, shard_size, ..plan_verb::wish(&args.fit, basis)? };
     let name = source.name();
     let model = match wish.container {
@@ -107,20 +95,15 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("can't make {}", args.out.display()))?;
     let options = quantize_verb::run_options(args.threads, args.memory, args.overwrite);
     let jobs = slice::from_ref(&fit.job);
-    let (leaving, to) = match (to, args.disk) {
-        (Some(to), Some(disk)) if leaves => (Some(Leaving::open(to, &fit.job, &name, disk)?), None),
-        (to, _) => (None, to),
-    };
-    if let Some(leaving) = &leaving
-        && let Some(commit) = leaving.already(&args.out, &fit.job)?
-    {
+    let publication = Publication::open(to, args, &fit.job, &name)?;
+    if let Some(commit) = publication.already(&args.out, &fit.job)? {
         if args.json {
             return print_json(&json!({ "published": { "commit": commit }, "already_there": true }));
         }
         println!("it is published already, whole and from this very recipe, at commit {commit}");
         return Ok(());
     }
-    let outlet = leaving.as_ref().map(|leaving| leaving as &dyn Outlet);
+    let outlet = publication.outlet();
     let written =
         quantize_verb::write(jobs, &source, text.as_ref(), options, outlet, &cancel)?.swap_remove(0);
     let gone = written.as_ref().map(quantize_verb::Done::shipped).unwrap_or_default();
@@ -164,22 +147,10 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         },
         &cancel,
     )?;
-    let published = match (leaving, to) {
-        (Some(leaving), _) => {
-            step(args, 5, "publishing");
-            let published = leaving.finish(&args.out, &manifest, gone)?;
-            quantize::run::forget(&fit.job)?;
-            Some(published)
-        }
-        (None, Some(to)) => {
-            step(args, 5, "publishing");
-            let progress: Arc<dyn Progress> = Arc::new(Transfers::new());
-            let title = title(&name, &manifest.container, &manifest.format, manifest.bits_per_weight);
-            let publisher = to.open(&source::client()?, &manifest.recipe.sha256, title, &progress)?;
-            Some(to.upload(publisher, &args.out, &manifest, &[])?.0)
-        }
-        (None, None) => None,
-    };
+    if args.to_hub.publish.is_some() {
+        step(args, 5, "publishing");
+    }
+    let published = publication.finish(&args.out, &fit.job, &manifest, gone)?;
     if args.json {
         let plan = plan_verb::fits_json(&wish, &fit);
         let quantized: Option<Value> = written.as_ref().map(quantize_verb::Done::json);
