@@ -154,7 +154,9 @@ fn ctrl_c_ends_a_pass_that_waits_for_the_network() {
     // Room for all of it: nothing has to come twice.
     let mut command = place.quantize("a", "gguf", "q4_k_m", "m.gguf", &["--disk", "30MB"]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("started");
-    thread::sleep(Duration::from_millis(1500));
+    while place.mock.stats().bytes_of(".safetensors") < 1_000_000 {
+        thread::sleep(Duration::from_millis(20));
+    }
     run(Command::new("kill").args(["-INT", &child.id().to_string()]));
     let output = child.wait_with_output().expect("ended");
     let said = String::from_utf8_lossy(&output.stderr);

@@ -37,6 +37,17 @@ fn open(setting: &Setting, budget: u64) -> hub::Result<Source> {
     scratch::stream(&setting.client, &snapshot, budget, &silent)
 }
 
+/// The same once nobody holds it any more: a moment after it was dropped.
+fn reopen(setting: &Setting, budget: u64) -> Source {
+    for _ in 0..500 {
+        match open(setting, budget) {
+            Err(hub::Error::Busy { .. }) => std::thread::sleep(Duration::from_millis(20)),
+            opened => return opened.expect("opened"),
+        }
+    }
+    panic!("somebody holds the scratch")
+}
+
 fn weights(source: &Source) -> Safetensors {
     Safetensors::open_folder_in(source.path(), source.storage().clone()).expect("headers")
 }
@@ -96,7 +107,6 @@ fn files_come_in_the_order_of_the_plan_and_go_when_it_is_settled() {
     }
     source.done();
     drop((weights, source));
-    std::thread::sleep(Duration::from_millis(50));
     assert_eq!(held(&setting), 0);
 }
 
@@ -198,9 +208,8 @@ fn a_smaller_scratch_takes_up_no_more_than_it_may() {
         read(&weights(&source), index).expect("read");
     }
     drop(source);
-    std::thread::sleep(Duration::from_millis(300));
     let budget = BYTES as u64 + 4096;
-    let source = open(&setting, budget).expect("opened");
+    let source = reopen(&setting, budget);
     assert!(held(&setting) <= budget + (1 << 20), "{}", held(&setting));
     assert!(read(&weights(&source), 4).expect("read") == noise(4, BYTES));
 }
@@ -239,16 +248,14 @@ fn a_later_run_goes_on_with_what_is_there() {
     let busy = open(&setting, budget).expect_err("in use");
     assert!(matches!(busy, hub::Error::Busy { .. }), "{busy}");
     drop((weights_of_first, first));
-    std::thread::sleep(Duration::from_millis(300));
     setting.mock.reset_stats();
-    let second = open(&setting, budget).expect("opened");
+    let second = reopen(&setting, budget);
     read(&weights(&second), 0).expect("read");
     assert!(setting.mock.stats().bytes_of(&name(0)) < 200 << 10);
     // What is damaged meanwhile is noticed.
     drop(second);
-    std::thread::sleep(Duration::from_millis(300));
     damage(&setting.home.path().join("halfbyte"));
-    let third = open(&setting, budget).expect("opened");
+    let third = reopen(&setting, budget);
     assert!(read(&weights(&third), 0).expect("read") == noise(0, BYTES));
 }
 
