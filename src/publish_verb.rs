@@ -60,7 +60,7 @@ impl To {
         Ok(Publisher::open(client, &self.repo, wish, progress)?)
     }
 
-    /// Signs the manifest of a folder, uploads the folder but for what is `gone` already, and makes it what the repository shows. Also gives what
+    /// Uploads a folder, signed or not, but for what is `gone` already, and makes it what the repository shows. Also gives what
     /// had to be uploaded.
     pub fn upload(
         &self,
@@ -69,7 +69,6 @@ impl To {
         manifest: &Manifest,
         gone: &[Shipped],
     ) -> Result<(Published, Vec<String>)> {
-        self.sign(folder, manifest)?;
         let (alone, others): (Vec<Upload>, Vec<Upload>) =
             uploads(folder, manifest, false)?.into_iter().partition(|file| file.alone);
         let mut sent = Vec::new();
@@ -86,7 +85,7 @@ impl To {
     }
 
     /// Signs the manifest, if there is a key. Gives the key's number.
-    fn sign(&self, folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
+    pub fn sign(&self, folder: &Path, manifest: &Manifest) -> Result<Option<String>> {
         let Some(path) = &self.sign_key else { return Ok(None) };
         let key = SecretKey::read(path, password)?;
         sign(folder, &key, &self.repo, manifest)?;

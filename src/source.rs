@@ -40,5 +40,5 @@ pub fn open(named: &Path, need: Need) -> Result<Source> {
 
 /// A client for the Hub that the environment names.
 pub fn client() -> Result<Arc<Client>> {
-    Ok(Arc::new(Client::new(Settings::from_env()?, interruptible()?)?))
+    Ok(Arc::new(Client::new(Settings::from_env()?, interruptible()?)))
 }

@@ -104,10 +104,7 @@ pub(crate) struct Attempts(u32);
 
 impl Client {
     /// For a Hub. Once `cancel` is set, whatever waits gives up.
-    ///
-    /// # Errors
-    /// None so far; the signature leaves room for TLS that can't be set up.
-    pub fn new(settings: Settings, cancel: Arc<AtomicBool>) -> Result<Client> {
+    pub fn new(settings: Settings, cancel: Arc<AtomicBool>) -> Client {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::PlatformVerifier)
@@ -124,7 +121,7 @@ impl Client {
             .input_buffer_size(256 << 10)
             .max_idle_connections_per_host(16)
             .build();
-        Ok(Client { agent: config.into(), settings, cancel })
+        Client { agent: config.into(), settings, cancel }
     }
 
     /// Which Hub, and as whom.

@@ -43,25 +43,43 @@ pub fn is_sha256(text: &str) -> bool {
 /// # Errors
 /// If it can't be read; [`Error::Interrupted`] once `cancel` is set.
 pub fn of_file(path: &Path, cancel: &AtomicBool, progress: &dyn Progress) -> Result<Digest> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
     let (mut sha, mut bytes) = (Sha256::new(), 0);
+    let file = File::open(path).map_err(Error::io(path))?;
+    blocks(
+        file,
+        path,
+        || cancel.load(Ordering::Relaxed),
+        |block| {
+            sha.update(block);
+            bytes += block.len() as u64;
+            progress.advance(block.len() as u64);
+        },
+    )?;
+    Ok(Digest { bytes, sha256: hex(&sha.finalize()) })
+}
+
+/// Gives the bytes of a file, block by block.
+///
+/// # Errors
+/// If it can't be read; [`Error::Interrupted`] once it `is_cancelled`.
+pub(crate) fn blocks(
+    mut file: File,
+    path: &Path,
+    is_cancelled: impl Fn() -> bool,
+    mut each: impl FnMut(&[u8]),
+) -> Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
-        if cancel.load(Ordering::Relaxed) {
+        if is_cancelled() {
             return Err(Error::Interrupted);
         }
         match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                sha.update(&buffer[..n]);
-                bytes += n as u64;
-                progress.advance(n as u64);
-            }
+            Ok(0) => return Ok(()),
+            Ok(n) => each(&buffer[..n]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::io(path)(error)),
         }
     }
-    Ok(Digest { bytes, sha256: hex(&sha.finalize()) })
 }
 
 /// Hashes files, some at a time; the results are in the order of `paths`.

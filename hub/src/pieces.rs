@@ -77,19 +77,12 @@ impl Pieces {
 
     /// Bytes that the marks at `path` say are there of a file of `bytes`: it is only looked at.
     pub fn noted(path: &Path, bytes: u64) -> u64 {
-        let marks = fs::read(path).map(|text| marks_in(&text, bytes, &boot())).unwrap_or_default();
-        let there = |(index, mark): (usize, &u8)| {
-            let len = PIECE.min(bytes.saturating_sub(index as u64 * PIECE));
-            if *mark == ABSENT { 0 } else { len }
-        };
-        marks.iter().enumerate().map(there).sum()
+        fs::read(path).map_or(0, |text| bytes_of(&marks_in(&text, bytes, &boot()), bytes))
     }
 
     /// Bytes that are there.
     pub fn there(&self) -> u64 {
-        let state = self.lock();
-        let there = |(index, mark): (usize, &u8)| if *mark == ABSENT { 0 } else { self.len(index) };
-        state.marks.iter().enumerate().map(there).sum()
+        bytes_of(&self.lock().marks, self.bytes)
     }
 
     /// Claims the next missing pieces that follow each other, up to `most`.
@@ -105,11 +98,6 @@ impl Pieces {
     /// The bytes of some pieces.
     pub fn range(&self, pieces: &Range<usize>) -> Range<u64> {
         pieces.start as u64 * PIECE..(pieces.end as u64 * PIECE).min(self.bytes)
-    }
-
-    fn len(&self, index: usize) -> u64 {
-        let range = self.range(&(index..index + 1));
-        range.end - range.start
     }
 
     /// Notes that a piece was written.
@@ -161,6 +149,13 @@ impl Pieces {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+/// Bytes of the pieces that are there, of a file of `bytes`.
+fn bytes_of(marks: &[u8], bytes: u64) -> u64 {
+    let len = |index: usize| PIECE.min(bytes - index as u64 * PIECE);
+    let there = |(index, mark): (usize, &u8)| if *mark == ABSENT { 0 } else { len(index) };
+    marks.iter().enumerate().map(there).sum()
 }
 
 /// The marks in a file's text that count now.

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::api::{Hash, RemoteFile};
 use crate::client::{About, Answer, Ask, Attempts, Client, Failed, place};
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::pieces::{PIECE, Pieces};
 use crate::progress::Progress;
@@ -272,19 +273,11 @@ pub fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// If it can't be read; [`Error::Interrupted`].
 pub fn hash_of(client: &Client, path: &Path, like: &Hash) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
+    let file = File::open(path).map_err(Error::io(path))?;
     let bytes = file.metadata().map_err(Error::io(path))?.len();
     let mut hasher = Hasher::new(like, bytes);
-    let mut buffer = vec![0; PIECE as usize];
-    loop {
-        if client.is_cancelled() {
-            return Err(Error::Interrupted);
-        }
-        match file.read(&mut buffer).map_err(Error::io(path))? {
-            0 => return Ok(hasher.finish()),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
+    digest::blocks(file, path, || client.is_cancelled(), |block| hasher.update(block))?;
+    Ok(hasher.finish())
 }
 
 /// The connections of one transfer.

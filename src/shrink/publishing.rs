@@ -98,6 +98,7 @@ impl Publication {
                 (to, publisher.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
             }
         };
+        to.sign(folder, manifest)?;
         let (published, _) = to.upload(publisher, folder, manifest, gone)?;
         if !gone.is_empty() {
             quantize::run::forget(job)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mock_hub::{Fault, Host, Kind, MockHub, Options, RepoSpec};
 use serde_json::Value;
 
-use crate::tool::{fails, halfbyte, hashes, model, run};
+use crate::tool::{fails, halfbyte, hashes, model, on_hub, run};
 
 const REPO: &str = "owner/tiny-deepseek";
 /// Two of the three shards: a weight and its scales lie in different ones.
@@ -30,12 +30,7 @@ impl Place {
     /// A command of a user whose cache is called `home`.
     fn command(&self, home: &str, arguments: &[&str]) -> Command {
         let mut command = halfbyte(arguments);
-        command
-            .env("HF_ENDPOINT", self.mock.endpoint())
-            .env("HF_HOME", self.dir.path().join(home))
-            .env_remove("HF_TOKEN")
-            .env_remove("HF_HUB_CACHE")
-            .env_remove("HF_HUB_OFFLINE");
+        on_hub(&mut command, &self.mock.endpoint(), &self.out(home));
         command
     }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     check::{MODEL, check, flip, keys, shrunk},
-    tool::{fails, halfbyte, model, run},
+    tool::{fails, halfbyte, model, on_hub, run},
 };
 
 const TOKEN: &str = "hf_publisher0123456789";
@@ -27,12 +27,8 @@ impl Place {
     }
 
     fn with_hub(&self, mut command: Command) -> Command {
-        command
-            .env("HF_ENDPOINT", self.mock.endpoint())
+        on_hub(&mut command, &self.mock.endpoint(), &self.dir.path().join("hf"))
             .env("HF_TOKEN", TOKEN)
-            .env("HF_HOME", self.dir.path().join("hf"))
-            .env_remove("HF_HUB_CACHE")
-            .env_remove("HF_HUB_OFFLINE")
             .env_remove("HALFBYTE_KEY_PASSWORD");
         command
     }

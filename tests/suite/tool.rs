@@ -20,6 +20,16 @@ pub fn halfbyte(args: &[&str]) -> Command {
     command
 }
 
+/// Has a command speak to the Hub at `endpoint` and keep its files in `home`, whatever the environment says; without a token.
+pub fn on_hub<'c>(command: &'c mut Command, endpoint: &str, home: &Path) -> &'c mut Command {
+    command
+        .env("HF_ENDPOINT", endpoint)
+        .env("HF_HOME", home)
+        .env_remove("HF_TOKEN")
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_HUB_OFFLINE")
+}
+
 /// `halfbyte quantize SOURCE --to .. --format .. --out ..`.
 pub fn quantize(source: &Path, to: &str, format: &str, out: &Path) -> Command {
     let mut command = halfbyte(&["quantize"]);

@@ -46,7 +46,7 @@ fn without_the_network_the_cache_is_all_there_is() {
     let setting = Setting::new(spec());
     let mut settings = setting.client.settings().clone();
     settings.offline = true;
-    let offline = hub::Client::new(settings, setting.cancel.clone()).expect("client");
+    let offline = hub::Client::new(settings, setting.cancel.clone());
     assert!(matches!(find(&offline, REPO), Err(Error::Offline { .. })));
     setting.fetch().expect("fetched");
     let before = setting.mock.stats().requests;

@@ -44,7 +44,7 @@ impl Desk {
             cache: self.home.path().join("hub"),
             offline: false,
         };
-        Arc::new(Client::new(settings, Arc::clone(&self.cancel)).expect("a client"))
+        Arc::new(Client::new(settings, Arc::clone(&self.cancel)))
     }
 
     fn wish() -> Wish {

@@ -125,5 +125,5 @@ fn client(
         cache: home.path().join("hub"),
         offline: false,
     };
-    Arc::new(Client::new(settings, Arc::clone(cancel)).expect("a client"))
+    Arc::new(Client::new(settings, Arc::clone(cancel)))
 }
