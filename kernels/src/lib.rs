@@ -50,6 +50,7 @@ pub mod q6_k;
 pub mod q8_0;
 pub mod rope;
 mod scales;
+pub mod shaders;
 mod signed;
 pub mod simd;
 pub mod softmax;

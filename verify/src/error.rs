@@ -163,6 +163,14 @@ pub enum Error {
     /// The report's template and its values do not fit each other.
     #[error("the report can't be rendered: {0}")]
     Report(#[from] minijinja::Error),
+    /// A graphics processor could not go on: it ran out of memory, was lost, or refused.
+    #[error("{device}: {problem}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What it said.
+        problem: String,
+    },
     /// The user stopped the evaluation.
     #[error("interrupted; an evaluation keeps nothing to resume from")]
     Interrupted,

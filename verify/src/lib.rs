@@ -8,6 +8,7 @@
 //! - [`weights`], [`hyper`]: any container, seen through GGUF's names, conventions and metadata.
 //! - [`families`]: the graphs, written in [`ops`]; [`mixture`] for their experts.
 //! - [`cpu`]: the operations on the processor.
+//! - `gpu`: the same on a graphics processor.
 //! - [`evaluate`](mod@evaluate): from options to outcome.
 //! - [`tap`]: what stands between a graph and its weights.
 //! - [`forward`]: a model over all tokens, layer by layer.
@@ -23,6 +24,8 @@ pub mod error;
 pub mod evaluate;
 pub mod families;
 pub mod forward;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod hidden;
 pub mod histogram;
 pub mod hyper;

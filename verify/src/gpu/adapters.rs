@@ -1,0 +1,46 @@
+//! The graphics processors of this machine, and which one is meant.
+
+use std::sync::{Arc, LazyLock};
+
+use super::device::Device;
+use crate::error::{Error, Result};
+
+static INSTANCE: LazyLock<wgpu::Instance> = LazyLock::new(|| {
+    let backends = wgpu::Backends::METAL | wgpu::Backends::VULKAN;
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+});
+
+/// All adapters, real ones before software, otherwise in the system's order: `--device gpu:N` counts in this list.
+pub fn adapters() -> Vec<wgpu::Adapter> {
+    let mut all = pollster::block_on(INSTANCE.enumerate_adapters(wgpu::Backends::all()));
+    all.sort_by_key(|adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu);
+    all
+}
+
+/// Opens the adapter of that number.
+///
+/// # Errors
+/// [`Error::Usage`] if there are not so many; [`Error::Device`] if it refuses.
+pub fn open(number: usize) -> Result<Arc<Device>> {
+    let all = adapters();
+    let Some(adapter) = all.get(number) else {
+        let names: Vec<String> = all
+            .iter()
+            .enumerate()
+            .map(|(i, adapter)| format!("gpu:{i} is {}", adapter.get_info().name))
+            .collect();
+        let found =
+            if names.is_empty() { "no graphics processor was found".to_owned() } else { names.join(", ") };
+        return Err(Error::Usage(format!("there is no gpu:{number}: {found}; see `halfbyte devices`")));
+    };
+    Device::open(adapter).map(Arc::new)
+}
+
+/// The first graphics processor that is no software, if there is one that can be used.
+pub fn real() -> Option<Arc<Device>> {
+    let is_real = |adapter: &&wgpu::Adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu;
+    adapters().iter().filter(is_real).find_map(|adapter| Device::open(adapter).ok()).map(Arc::new)
+}
