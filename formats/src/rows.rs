@@ -1,5 +1,9 @@
 //! Rows of source tensors in f32: which bytes they are, how they are widened, and how a converter rearranges them.
 
+mod stored;
+
+pub use stored::Stored;
+
 use std::cell::RefCell;
 use std::ops::Range;
 

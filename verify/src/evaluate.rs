@@ -9,7 +9,6 @@ use std::time::Instant;
 use formats::Source;
 use rayon::ThreadPoolBuilder;
 
-use crate::cpu::Cpu;
 use crate::description::{Model, ModelFile};
 use crate::error::{Error, Result};
 use crate::forward::Forward;
@@ -36,7 +35,7 @@ pub fn evaluate(options: &Options, progress: &dyn Progress, cancel: &AtomicBool)
 }
 
 /// The model's forward pass, and the reference's.
-type Forwards<'m> = (Forward<'m, Cpu<'m>>, Option<Forward<'m, Cpu<'m>>>);
+type Forwards<'m> = (Forward<'m>, Option<Forward<'m>>);
 
 struct Evaluation<'a> {
     options: &'a Options,
@@ -54,8 +53,10 @@ impl Evaluation<'_> {
 
         // Half of the memory for what outlives an operation, the rest for what is in work.
         let space = Space::new(options.memory / 2);
+        let (processor, precision) = (&options.processor, options.precision);
         let forward = |weights| {
-            Forward::on_cpu(weights, options.precision, &windows.sequences, &space, options.memory / 4)
+            let (tokens, memory) = (&windows.sequences, options.memory / 4);
+            Forward::new(weights, weights, processor, precision, tokens, &space, memory)
         };
         let forwards: Forwards = (forward(&model)?, reference.as_ref().map(forward).transpose()?);
         if let Some(reference) = &forwards.1 {
@@ -81,7 +82,7 @@ impl Evaluation<'_> {
             model: described,
             reference: against,
             input,
-            protocol: windows.protocol.clone() + options.precision.protocol(),
+            protocol: windows.protocol.clone() + &options.arithmetic(),
             metrics,
             layers,
             tensors,
@@ -124,10 +125,10 @@ impl Evaluation<'_> {
     }
 
     /// Runs all layers of both models, and compares their states after each if they have as many.
-    fn layers<'m>(
+    fn layers(
         &self,
-        model: &mut Forward<'m, Cpu<'m>>,
-        mut reference: Option<&mut Forward<'m, Cpu<'m>>>,
+        model: &mut Forward<'_>,
+        mut reference: Option<&mut Forward<'_>>,
     ) -> Result<Vec<LayerDamage>> {
         let theirs = reference.as_ref().map_or(0, |reference| reference.layers());
         let comparable = reference.as_ref().is_some_and(|r| {

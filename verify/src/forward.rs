@@ -2,14 +2,19 @@
 
 use std::ops::Range;
 
+use kernels::Isa;
+use kernels::divergence::{State, update};
 use rayon::prelude::*;
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Rows};
 use crate::error::{Error, Result};
 use crate::families::{Graph, graph};
+#[cfg(feature = "gpu")]
+use crate::gpu::{self, Gpu};
 use crate::hidden::Hidden;
 use crate::ops::Ops;
 use crate::options::Precision;
+use crate::processor::Processor;
 use crate::store::Space;
 use crate::tap::Tap;
 use crate::weights::Weights;
@@ -20,54 +25,80 @@ pub const VOCABULARY_TILE: usize = 2048;
 /// The least bytes for a block of tokens, however little memory is asked for.
 const LEAST: u64 = 16 << 20;
 
-/// A model and the hidden states of the tokens it is run on.
-pub struct Forward<'a, O: Ops> {
+/// A model's graph on a device.
+struct Engine<'a, O: Ops> {
     ops: O,
     graph: Box<dyn Graph<O> + 'a>,
+}
+
+impl<'a, O: Ops> Engine<'a, O> {
+    fn new(ops: O, weights: &Weights) -> Result<Engine<'a, O>> {
+        Ok(Engine { graph: graph(weights)?, ops })
+    }
+
+    fn layer(&self, layer: usize, hidden: &mut Hidden) -> Result<()> {
+        self.graph.layer(&self.ops, layer, hidden)
+    }
+
+    /// What the head is applied to, of some states.
+    fn finish(&self, states: Vec<f32>) -> O::Tensor {
+        let ends = self.graph.ends();
+        ends.finish(&self.ops, &self.ops.upload(states, ends.width))
+    }
+
+    fn logits(&self, finished: &O::Tensor, vocabulary: Range<usize>) -> Result<O::Tensor> {
+        let mut logits = self.ops.linear(finished, &self.graph.ends().head.part(vocabulary))?;
+        if let Some(cap) = self.graph.ends().soft_cap {
+            self.ops.soft_cap(&mut logits, cap);
+        }
+        Ok(logits)
+    }
+}
+
+/// A model and the hidden states of the tokens it is run on.
+pub struct Forward<'a> {
+    /// For what no other device does.
+    cpu: Engine<'a, Cpu<'a>>,
+    #[cfg(feature = "gpu")]
+    gpu: Option<Engine<'a, Gpu<'a>>>,
     /// After the last layer that was run.
     pub hidden: Hidden,
 }
 
-impl<'a> Forward<'a, Cpu<'a>> {
-    /// Embeds `tokens`, on the processor, which multiplies with weights in `precision`. Hidden states take room from `space`; a
-    /// block of tokens in work takes up to `memory` bytes.
+/// Finished states: what the head is applied to, for some tokens.
+pub struct Finished(Values);
+
+enum Values {
+    Cpu(Rows),
+    /// On the device, and the states they were made of, should it fail.
+    #[cfg(feature = "gpu")]
+    Gpu(gpu::Tensor, Vec<f32>),
+}
+
+impl<'a> Forward<'a> {
+    /// Embeds `tokens`; all else is computed by `processor`, which multiplies with weights in `precision`. Hidden states take room from
+    /// `space`; a block of tokens in work takes up to `memory` bytes, and on a device of its own what stays there as much again.
     ///
     /// # Errors
     /// If the family has no graph, a token is not in the vocabulary, or weights can't be read.
-    pub fn on_cpu(
-        weights: &'a Weights,
-        precision: Precision,
-        tokens: &[Vec<u32>],
-        space: &Space,
-        memory: u64,
-    ) -> Result<Self> {
-        Forward::tapped(weights, weights, precision, tokens, space, memory)
-    }
-
-    /// The same with weights that come through a tap.
-    ///
-    /// # Errors
-    /// As [`on_cpu`](Self::on_cpu), and whatever the tap says.
-    pub fn tapped(
+    pub fn new(
         weights: &'a Weights,
         tap: &'a dyn Tap,
+        processor: &Processor,
         precision: Precision,
         tokens: &[Vec<u32>],
         space: &Space,
         memory: u64,
-    ) -> Result<Self> {
-        Forward::new(Cpu::new(tap, precision), graph(weights)?, tokens, space, memory)
-    }
-}
-
-impl<'a, O: Ops> Forward<'a, O> {
-    fn new(
-        ops: O,
-        graph: Box<dyn Graph<O> + 'a>,
-        tokens: &[Vec<u32>],
-        space: &Space,
-        memory: u64,
-    ) -> Result<Self> {
+    ) -> Result<Forward<'a>> {
+        let cpu = Engine::new(Cpu::new(tap, precision), weights)?;
+        #[cfg(feature = "gpu")]
+        let gpu = match processor {
+            Processor::Cpu => None,
+            Processor::Gpu(device) => Some(Engine::new(Gpu::new(device, tap, precision, memory), weights)?),
+        };
+        #[cfg(not(feature = "gpu"))]
+        let Processor::Cpu = processor;
+        let Engine { ops, graph } = &cpu;
         let vocabulary = graph.ends().head.rows.len();
         for (sequence, tokens) in tokens.iter().enumerate() {
             if let Some(position) = tokens.iter().position(|&token| token as usize >= vocabulary) {
@@ -80,29 +111,90 @@ impl<'a, O: Ops> Forward<'a, O> {
         let block = usize::try_from(block).unwrap_or(usize::MAX);
         let mut hidden = Hidden::new(tokens, graph.ends().width, block, space)?;
         let all = hidden.tokens.clone();
-        hidden.fill(&ops, |rows| graph.ends().embed(&ops, &all[rows]))?;
-        let forward = Forward { ops, graph, hidden };
+        hidden.fill(ops, |rows| graph.ends().embed(ops, &all[rows]))?;
+        let forward = Forward {
+            cpu,
+            #[cfg(feature = "gpu")]
+            gpu,
+            hidden,
+        };
         forward.check("the embedding")?;
         Ok(forward)
     }
 
+    /// On the processor, with the weights as they are.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on_cpu(
+        weights: &'a Weights,
+        precision: Precision,
+        tokens: &[Vec<u32>],
+        space: &Space,
+        memory: u64,
+    ) -> Result<Forward<'a>> {
+        Forward::new(weights, weights, &Processor::Cpu, precision, tokens, space, memory)
+    }
+
     /// Number of layers.
     pub fn layers(&self) -> usize {
-        self.graph.layers()
+        self.cpu.graph.layers()
     }
 
     /// Tokens of the vocabulary.
     pub fn vocabulary(&self) -> usize {
-        self.graph.ends().head.rows.len()
+        self.cpu.graph.ends().head.rows.len()
     }
 
-    /// Runs a layer over all tokens.
+    /// Runs a layer over all tokens. If a graphics processor fails at it, the processor does it.
     ///
     /// # Errors
     /// If weights or states can't be read or written; [`Error::HiddenNotFinite`] if a state becomes NaN or infinite.
     pub fn layer(&mut self, layer: usize) -> Result<()> {
-        self.graph.layer(&self.ops, layer, &mut self.hidden)?;
+        if !self.layer_on_gpu(layer)? {
+            self.cpu.layer(layer, &mut self.hidden)?;
+        }
         self.check(&format!("layer {layer}"))
+    }
+
+    /// Whether a graphics processor ran the layer.
+    #[cfg(feature = "gpu")]
+    fn layer_on_gpu(&mut self, layer: usize) -> Result<bool> {
+        let Some(gpu) = &self.gpu else { return Ok(false) };
+        // What to begin again with, where there is memory for it.
+        let bytes = (4 * self.hidden.store.rows * self.hidden.store.width) as u64;
+        let before = match self.hidden.space.holds(bytes) {
+            true => Some(Hidden::join(&self.hidden, &[])?),
+            false => None,
+        };
+        let hidden = &mut self.hidden;
+        let (done, ()) = rayon::join(|| gpu.layer(layer, hidden), || gpu.ops.read_ahead(layer + 1));
+        match (done, before) {
+            (Ok(()), _) => Ok(true),
+            (Err(Error::Device { device, problem }), Some(before)) => {
+                self.hidden = before;
+                self.step_in(&format!("layer {layer}"), &device, &problem);
+                Ok(false)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    fn layer_on_gpu(&mut self, _: usize) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Tells that the processor does what a graphics processor failed at, and does without that one if it is lost.
+    #[cfg(feature = "gpu")]
+    fn step_in(&mut self, what: &str, device: &str, problem: &str) {
+        if let Some(gpu) = &self.gpu {
+            let rest = if gpu.ops.recover() { "" } else { " and all that follows" };
+            gpu.ops.tell(&format!("{device}: {problem}; {what}{rest} is computed on the processor"));
+            if !rest.is_empty() {
+                self.gpu = None;
+            }
+        }
     }
 
     /// Looks for states that are no numbers.
@@ -128,11 +220,20 @@ impl<'a, O: Ops> Forward<'a, O> {
     ///
     /// # Errors
     /// If the states can't be read.
-    pub fn finish(&self, rows: &[usize]) -> Result<O::Tensor> {
-        let width = self.hidden.store.width;
-        let mut values = vec![0.0; rows.len() * width];
+    pub fn finish(&self, rows: &[usize]) -> Result<Finished> {
+        let states = self.states(rows)?;
+        #[cfg(feature = "gpu")]
+        if let Some(gpu) = &self.gpu {
+            return Ok(Finished(Values::Gpu(gpu.finish(states.clone()), states)));
+        }
+        Ok(Finished(Values::Cpu(self.cpu.finish(states))))
+    }
+
+    /// The states of some tokens, row after row.
+    fn states(&self, rows: &[usize]) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; rows.len() * self.hidden.store.width];
         self.hidden.store.gather(rows, &mut values)?;
-        Ok(self.graph.ends().finish(&self.ops, &self.ops.upload(values, width)))
+        Ok(values)
     }
 
     /// The same, off the device: row after row.
@@ -140,18 +241,101 @@ impl<'a, O: Ops> Forward<'a, O> {
     /// # Errors
     /// If the states can't be read.
     pub fn finished(&self, rows: &[usize]) -> Result<Vec<f32>> {
-        Ok(self.ops.download(self.finish(rows)?))
+        self.cpu.ops.download(self.cpu.finish(self.states(rows)?))
     }
 
     /// The logits of finished states for a stretch of the vocabulary: [rows, stretch].
     ///
     /// # Errors
     /// If the head's weights can't be read.
-    pub fn logits(&self, finished: &O::Tensor, vocabulary: Range<usize>) -> Result<Vec<f32>> {
-        let mut logits = self.ops.linear(finished, &self.graph.ends().head.part(vocabulary))?;
-        if let Some(cap) = self.graph.ends().soft_cap {
-            self.ops.soft_cap(&mut logits, cap);
+    pub fn logits(&self, finished: &Finished, vocabulary: Range<usize>) -> Result<Vec<f32>> {
+        let cpu = |x: &Rows| self.cpu.ops.download(self.cpu.logits(x, vocabulary.clone())?);
+        match &finished.0 {
+            Values::Cpu(x) => cpu(x),
+            #[cfg(feature = "gpu")]
+            Values::Gpu(x, states) => {
+                let gpu = self.gpu.as_ref().filter(|gpu| gpu.ops.works());
+                let made = gpu.map(|gpu| gpu.ops.download(gpu.logits(x, vocabulary.clone())?));
+                match made {
+                    Some(Err(Error::Device { device, problem })) => self.logits_on_cpu(&device, &problem),
+                    Some(made) => return made,
+                    None => {}
+                }
+                cpu(&self.cpu.finish(states.clone()))
+            }
         }
-        Ok(self.ops.download(logits))
+    }
+
+    #[cfg(feature = "gpu")]
+    fn logits_on_cpu(&self, device: &str, problem: &str) {
+        if let Some(gpu) = &self.gpu {
+            gpu.ops.recover();
+            gpu.ops.tell(&format!("{device}: {problem}; logits are computed on the processor"));
+        }
+    }
+
+    /// Takes in a stretch of the vocabulary: the logits of finished states, against those of a reference if there is one. `targets` are
+    /// the tokens that the text has. On a device of both models' own, only sums leave it.
+    ///
+    /// # Errors
+    /// If a head's weights can't be read.
+    pub fn score(
+        &self,
+        finished: &Finished,
+        reference: Option<(&Forward<'_>, &Finished)>,
+        vocabulary: Range<usize>,
+        targets: &[u32],
+        states: &mut [State],
+    ) -> Result<()> {
+        #[cfg(feature = "gpu")]
+        match self.score_on_gpu(finished, reference, &vocabulary, targets, states) {
+            Some(Err(Error::Device { device, problem })) => self.logits_on_cpu(&device, &problem),
+            Some(other) => return other,
+            None => {}
+        }
+        let width = vocabulary.len();
+        let logits = self.logits(finished, vocabulary.clone())?;
+        let base = match reference {
+            Some((reference, theirs)) => Some(reference.logits(theirs, vocabulary.clone())?),
+            None => None,
+        };
+        states.par_iter_mut().zip(targets).enumerate().for_each(|(i, (state, &target))| {
+            let row = i * width..(i + 1) * width;
+            let base = base.as_ref().map(|base| &base[row.clone()]);
+            update(Isa::detect(), base, &logits[row], vocabulary.start, target as usize, state);
+        });
+        Ok(())
+    }
+
+    /// The same where both models are on a device that works; else nothing is done.
+    #[cfg(feature = "gpu")]
+    fn score_on_gpu(
+        &self,
+        finished: &Finished,
+        reference: Option<(&Forward<'_>, &Finished)>,
+        vocabulary: &Range<usize>,
+        targets: &[u32],
+        states: &mut [State],
+    ) -> Option<Result<()>> {
+        fn of<'f, 'a>(
+            forward: &'f Forward<'a>,
+            finished: &'f Finished,
+        ) -> Option<(&'f Engine<'a, Gpu<'a>>, &'f gpu::Tensor)> {
+            match &finished.0 {
+                Values::Gpu(x, _) => Some((forward.gpu.as_ref().filter(|gpu| gpu.ops.works())?, x)),
+                Values::Cpu(_) => None,
+            }
+        }
+        let model = of(self, finished)?;
+        let reference = match reference {
+            Some((forward, finished)) => Some(of(forward, finished)?),
+            None => None,
+        };
+        let mut run = || {
+            let logits = model.0.logits(model.1, vocabulary.clone())?;
+            let base = reference.map(|(gpu, x)| gpu.logits(x, vocabulary.clone())).transpose()?;
+            model.0.ops.divergence(&logits, base.as_ref(), vocabulary.start, targets, states)
+        };
+        Some(run())
     }
 }

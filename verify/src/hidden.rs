@@ -89,7 +89,7 @@ impl Hidden {
             let sequences = Sequences { lengths: self.sequences.lengths[ids].to_vec() };
             let mut x = ops.upload(values, width);
             f(&mut x, &sequences)?;
-            self.scratch = ops.download(x);
+            self.scratch = ops.download(x)?;
             self.store.write(rows.start, &self.scratch)?;
         }
         Ok(())
@@ -122,7 +122,7 @@ impl Hidden {
     ) -> Result<()> {
         for rows in self.blocks() {
             let x = f(rows.clone())?;
-            self.store.write(rows.start, &ops.download(x))?;
+            self.store.write(rows.start, &ops.download(x)?)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! - [`cpu`]: the operations on the processor.
 //! - `gpu`: the same on a graphics processor.
 //! - [`evaluate`](mod@evaluate): from options to outcome.
+//! - [`processor`]: what the core runs on.
 //! - [`tap`]: what stands between a graph and its weights.
 //! - [`forward`]: a model over all tokens, layer by layer.
 //! - [`tokenizer`]: from text to token ids.
@@ -35,6 +36,7 @@ pub mod mixture;
 pub mod ops;
 pub mod options;
 pub mod outcome;
+pub mod processor;
 pub mod progress;
 pub mod report;
 mod score;
@@ -50,5 +52,6 @@ pub use error::{Error, Result};
 pub use evaluate::evaluate;
 pub use options::{Input, Options, Precision};
 pub use outcome::Outcome;
+pub use processor::{Device, Processor};
 pub use progress::Progress;
 pub use tokenizer::Tokenizer;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::forward::{Forward, VOCABULARY_TILE};
-use crate::ops::Ops;
 use crate::progress::{Phase, Progress};
 use crate::windows::Windows;
 
@@ -19,9 +18,9 @@ const TOKENS: usize = 128;
 /// # Errors
 /// [`Error::Usage`] if the sequences differ in length, [`Error::Io`] if the file can't be written, [`Error::Interrupted`] once
 /// `cancel` is set; then nothing is left behind.
-pub fn write<O: Ops>(
+pub fn write(
     path: &Path,
-    forward: &Forward<'_, O>,
+    forward: &Forward<'_>,
     windows: &Windows,
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -41,9 +40,9 @@ pub fn write<O: Ops>(
     written
 }
 
-fn write_rows<O: Ops>(
+fn write_rows(
     path: &Path,
-    forward: &Forward<'_, O>,
+    forward: &Forward<'_>,
     [sequences, length]: [usize; 2],
     progress: &dyn Progress,
     cancel: &AtomicBool,

@@ -6,7 +6,6 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::hidden::Hidden;
 use crate::ops::{Activation, Ops};
-use crate::store::Store;
 use crate::weights::{Linear, Stack};
 
 /// How a router's logits become scores.
@@ -170,9 +169,7 @@ impl Mixture {
         hidden.update(ops, |x, sequences| {
             let rows: Range<usize> = next..next + sequences.tokens();
             next = rows.end;
-            let mut values = vec![0.0; rows.len() * sum.width];
-            sum.read(rows, &mut values)?;
-            ops.add(x, &after(ops.upload(values, sum.width)));
+            ops.add(x, &after(ops.take(&sum, rows)?));
             Ok(())
         })
     }
@@ -187,14 +184,14 @@ impl Mixture {
         ops: &O,
         hidden: &Hidden,
         inputs: impl Fn(&O::Tensor) -> (O::Tensor, Option<O::Tensor>),
-    ) -> Result<Store> {
+    ) -> Result<O::Bank> {
         let (rows, width) = (hidden.store.rows, hidden.store.width);
-        let mut normed = hidden.space.store(rows, width)?;
-        let mut sum = hidden.space.store(rows, width)?;
+        let mut normed = ops.bank(&hidden.space, rows, width)?;
+        let mut sum = ops.bank(&hidden.space, rows, width)?;
         let mut tokens: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.gate.count];
         for block in hidden.blocks() {
             let (x, routed) = inputs(&hidden.rows(ops, block.clone())?);
-            let logits = ops.download(ops.linear(routed.as_ref().unwrap_or(&x), &self.router)?);
+            let logits = ops.download(ops.linear(routed.as_ref().unwrap_or(&x), &self.router)?)?;
             for (row, logits) in block.clone().zip(logits.chunks_exact(self.gate.count)) {
                 for (expert, weight) in self.choice.of(logits) {
                     tokens[expert].push((row, weight));
@@ -205,19 +202,17 @@ impl Mixture {
                 if let Some(gate) = &self.shared_gate {
                     ops.sigmoid_gate(&mut y, &ops.linear(&x, gate)?);
                 }
-                sum.write(block.start, &ops.download(y))?;
+                ops.put(&mut sum, block.start, y)?;
             }
-            normed.write(block.start, &ops.download(x))?;
+            ops.put(&mut normed, block.start, x)?;
         }
 
         for (index, tokens) in tokens.iter().enumerate().filter(|(_, tokens)| !tokens.is_empty()) {
             let expert = self.expert(index);
             for tokens in tokens.chunks(TOKENS) {
                 let (rows, weights): (Vec<usize>, Vec<f32>) = tokens.iter().copied().unzip();
-                let mut x = vec![0.0; rows.len() * width];
-                normed.gather(&rows, &mut x)?;
-                let y = expert.run(ops, &ops.upload(x, width))?;
-                sum.add(&rows, &weights, &ops.download(y))?;
+                let y = expert.run(ops, &ops.gather(&normed, &rows)?)?;
+                ops.scatter_add(&mut sum, &rows, &weights, &y)?;
             }
         }
 

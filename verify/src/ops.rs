@@ -5,6 +5,7 @@ use std::ops::Range;
 use kernels::rope::Pairs;
 
 use crate::error::Result;
+use crate::store::Space;
 use crate::weights::{Linear, Stack};
 
 /// The sequences that rows of activations belong to, one after the other. Each begins at position 0.
@@ -103,11 +104,42 @@ pub enum Activation {
 pub trait Ops: Sync {
     /// A matrix on the device.
     type Tensor: Send + Sync;
+    /// Rows of all tokens that outlive an operation, where the device can gather from them and add to them.
+    type Bank;
 
     /// Moves rows of `columns` values to the device.
     fn upload(&self, values: Vec<f32>, columns: usize) -> Self::Tensor;
     /// Moves all rows off the device.
-    fn download(&self, x: Self::Tensor) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// If the device could not do something that was asked of it, now or before.
+    fn download(&self, x: Self::Tensor) -> Result<Vec<f32>>;
+
+    /// A bank of `rows` rows of `width` zeros.
+    ///
+    /// # Errors
+    /// If there is no room.
+    fn bank(&self, space: &Space, rows: usize, width: usize) -> Result<Self::Bank>;
+    /// Replaces the bank's rows from `first` on by those of `x`.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    fn put(&self, bank: &mut Self::Bank, first: usize, x: Self::Tensor) -> Result<()>;
+    /// Some rows of a bank.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    fn take(&self, bank: &Self::Bank, rows: Range<usize>) -> Result<Self::Tensor>;
+    /// Single rows of a bank, in rising order, one after the other.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    fn gather(&self, bank: &Self::Bank, rows: &[usize]) -> Result<Self::Tensor>;
+    /// Adds `weights[i]` times row i of `x` to the bank's row `rows[i]`; rows are in rising order, none twice.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    fn scatter_add(&self, bank: &mut Self::Bank, rows: &[usize], weights: &[f32], x: &Self::Tensor) -> Result<()>;
 
     /// The rows of `table` for `tokens`: [tokens, columns].
     ///

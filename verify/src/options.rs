@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use formats::Source;
 
+use crate::processor::Processor;
+
 /// One evaluation.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -22,12 +24,30 @@ pub struct Options {
     pub stride: Option<usize>,
     /// A safetensors file to write the model's logits to.
     pub logits: Option<PathBuf>,
+    /// What computes.
+    pub processor: Processor,
     /// How products with weights are computed.
     pub precision: Precision,
     /// Threads that compute; all cores if not given. They do not change the figures.
     pub threads: Option<usize>,
     /// Bytes of hidden states to hold before they are spilled to the disk.
     pub memory: u64,
+}
+
+impl Options {
+    /// What the line `protocol` says of how it was computed.
+    pub(crate) fn arithmetic(&self) -> String {
+        let products = match (self.precision, &self.processor) {
+            (Precision::F32, _) => "",
+            (Precision::Fixed, Processor::Cpu) => ", products in fixed point",
+            #[cfg(feature = "gpu")]
+            (Precision::Fixed, Processor::Gpu(device)) if device.has_halves() => ", products in half precision",
+            #[cfg(feature = "gpu")]
+            (Precision::Fixed, Processor::Gpu(_)) => "",
+        };
+        let on = self.processor.gpu_name().map_or(String::new(), |name| format!(", on {name}"));
+        products.to_owned() + &on
+    }
 }
 
 /// How activations are multiplied with weights, in both models. All else is computed in `f32`.
@@ -37,18 +57,9 @@ pub enum Precision {
     #[default]
     F32,
     /// In fixed point, both sides rounded to 16 bits, see [`kernels::fixed`]: twice as fast, and closer to `f32` than with
-    /// activations in half floats, as llama.cpp has them for F16 weights.
+    /// activations in half floats, as llama.cpp has them for F16 weights. A graphics processor takes both sides in half precision,
+    /// each token's activations scaled by a power of two, and sums in `f32`.
     Fixed,
-}
-
-impl Precision {
-    /// What the line `protocol` says of it.
-    pub fn protocol(self) -> &'static str {
-        match self {
-            Precision::F32 => "",
-            Precision::Fixed => ", products in fixed point",
-        }
-    }
 }
 
 /// Where the tokens come from.

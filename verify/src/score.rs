@@ -4,14 +4,11 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kernels::Isa;
-use kernels::divergence::{State, update};
-use rayon::prelude::*;
+use kernels::divergence::State;
 
 use crate::error::{Error, Result};
 use crate::forward::{Forward, VOCABULARY_TILE};
 use crate::metrics::{Comparison, Metrics, measure};
-use crate::ops::Ops;
 use crate::progress::{Phase, Progress};
 
 /// Tokens that are scored at once.
@@ -21,9 +18,9 @@ const TOKENS: usize = 4096;
 ///
 /// # Errors
 /// If weights or states can't be read, or [`measure`] finds figures impossible; [`Error::Interrupted`] once `cancel` is set.
-pub fn score<O: Ops>(
-    model: &Forward<'_, O>,
-    reference: Option<&Forward<'_, O>>,
+pub fn score(
+    model: &Forward<'_>,
+    reference: Option<&Forward<'_>>,
     targets: &[(usize, u32)],
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -37,7 +34,7 @@ pub fn score<O: Ops>(
     progress.begin(Phase::Scoring, targets.len().div_ceil(TOKENS) * stretches.len());
     let mut steps = 0;
     for targets in targets.chunks(TOKENS) {
-        let rows: Vec<usize> = targets.iter().map(|target| target.0).collect();
+        let (rows, tokens): (Vec<usize>, Vec<u32>) = targets.iter().copied().unzip();
         let ours = model.finish(&rows)?;
         let theirs = reference.map(|reference| reference.finish(&rows)).transpose()?;
         let mut states = vec![State::default(); targets.len()];
@@ -45,17 +42,7 @@ pub fn score<O: Ops>(
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            let width = stretch.len();
-            let logits = model.logits(&ours, stretch.clone())?;
-            let base = match reference.zip(theirs.as_ref()) {
-                Some((reference, theirs)) => Some(reference.logits(theirs, stretch.clone())?),
-                None => None,
-            };
-            states.par_iter_mut().zip(targets).enumerate().for_each(|(i, (state, &(_, target)))| {
-                let row = i * width..(i + 1) * width;
-                let base = base.as_ref().map(|base| &base[row.clone()]);
-                update(Isa::detect(), base, &logits[row], stretch.start, target as usize, state);
-            });
+            model.score(&ours, reference.zip(theirs.as_ref()), stretch.clone(), &tokens, &mut states)?;
             steps += 1;
             progress.done(steps);
         }

@@ -22,6 +22,11 @@ impl Space {
         Space { left: Arc::new(AtomicU64::new(bytes)) }
     }
 
+    /// Whether so many bytes of memory are left.
+    pub fn holds(&self, bytes: u64) -> bool {
+        self.left.load(Ordering::Relaxed) >= bytes
+    }
+
     /// A store of `rows` rows of `width` zeros.
     ///
     /// # Errors

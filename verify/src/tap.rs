@@ -21,6 +21,12 @@ pub trait Tap: Sync {
     /// # Errors
     /// If they can't be read.
     fn rows(&self, tensor: usize, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// The model itself, if nobody wants to be told of products and rows are what the model stores: a device may then take them as
+    /// they are stored.
+    fn untouched(&self) -> Option<&Weights> {
+        None
+    }
 }
 
 /// The weights as they are.
@@ -31,5 +37,9 @@ impl Tap for Weights {
 
     fn rows(&self, tensor: usize, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         Weights::rows(self, tensor, rows, out)
+    }
+
+    fn untouched(&self) -> Option<&Weights> {
+        Some(self)
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use formats::checkpoint::Weights as Container;
 use formats::families::{self, Target, gguf_tensors};
-use formats::rows;
+use formats::rows::{self, Stored};
 use formats::scales::{DEFAULT_BLOCK, Scales};
 use formats::{Checkpoint, Content, Dtype, ModelConfig, OutputTensor, Source};
 use kernels::Isa;
@@ -61,6 +61,12 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// All of a tensor [count, rows, columns].
+    pub(crate) fn new(tensor: usize, count: usize, rows: usize, columns: usize) -> Stack {
+        let all = Linear { tensor, rows: 0..count * rows, columns, bias: None };
+        Stack { all, count, rows: 0..rows }
+    }
+
     /// One of the matrices.
     pub fn one(&self, index: usize) -> Linear {
         let first = self.all.rows.len() / self.count * index;
@@ -185,6 +191,21 @@ impl Weights {
             Isa::detect(),
             out,
         )?)
+    }
+
+    /// The form in which a device may get the rows of a tensor, if they have one.
+    pub fn stored(&self, index: usize) -> Option<Stored> {
+        Stored::of(self.checkpoint.source(), &self.scales, &self.tensors[index])
+    }
+
+    /// Appends rows of a tensor, as [`stored`](Self::stored) says, to `planes`.
+    ///
+    /// # Errors
+    /// If the source can't be read.
+    pub fn stored_rows(&self, index: usize, rows: Range<usize>, planes: &mut [Vec<u8>]) -> Result<()> {
+        let Some(stored) = self.stored(index) else { return Ok(()) };
+        let (source, tensor) = (self.checkpoint.source(), &self.tensors[index]);
+        Ok(stored.read(source, &self.scales, tensor, rows.start as u64..rows.end as u64, planes)?)
     }
 
     /// How a tensor is stored: the format's name and its bits per weight, block scales left out.

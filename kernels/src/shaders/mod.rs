@@ -4,6 +4,12 @@
 //! A kernel that multiplies with weights, or reads them, is put together of three parts: `words.wgsl` (how bytes are read), the
 //! format's own `decode8` ([`Decoder`]), and the kernel. So every format is written once, and every kernel knows all of them.
 
+mod matmul;
+mod rowwise;
+
+pub use matmul::{TILE, Unit, matmul};
+pub use rowwise::{Function, Other, elementwise, gather, halve, rms_norm, rope, scatter_add};
+
 use crate::format::Format;
 
 /// How a kernel gets at the weights of a format.
@@ -27,9 +33,15 @@ impl Decoder {
         Decoder { name: "f32".to_owned(), text: include_str!("decode/f32.wgsl").to_owned() }
     }
 
-    /// Of a format; `None` if there is none.
-    pub fn of(format: &Format) -> Option<Decoder> {
-        (format.name == "f32").then(Decoder::f32)
+    /// Of a format.
+    pub fn of(format: &Format) -> Decoder {
+        assert_eq!(format.name, "f32");
+        Decoder::f32()
+    }
+
+    /// For FP8 E4M3 with a scale in `f32` for every `block` weights of a row.
+    pub fn fp8(_block: u32) -> Decoder {
+        Decoder::f32()
     }
 }
 

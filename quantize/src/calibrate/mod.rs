@@ -28,7 +28,7 @@ use std::sync::atomic::AtomicBool;
 use formats::Source;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use verify::Tokenizer;
+use verify::{Processor, Tokenizer};
 use verify::forward::Forward;
 use verify::options::Precision;
 use verify::store::Space;
@@ -109,6 +109,7 @@ pub fn run(
     jobs: &[Job],
     text: &str,
     seen: Option<&Mutex<Importance>>,
+    processor: &Processor,
     options: RunOptions,
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -140,7 +141,7 @@ pub fn run(
             .num_threads(options.threads)
             .build()
             .map_err(|error| Error::Usage(format!("can't start {} threads: {error}", options.threads)))?;
-        let pass = Pass { source, calibration, text, seen, options, progress, cancel };
+        let pass = Pass { source, calibration, text, seen, processor, options, progress, cancel };
         pool.install(|| pass.run(sessions)).map_err(unwrapped)?
     }
     .into_iter();
@@ -175,6 +176,7 @@ struct Pass<'a> {
     calibration: &'a Calibration,
     text: &'a str,
     seen: Option<&'a Mutex<Importance>>,
+    processor: &'a Processor,
     options: RunOptions,
     progress: &'a dyn Progress,
     cancel: &'a AtomicBool,
@@ -206,7 +208,7 @@ impl Pass<'_> {
         let space = Space::new(self.options.memory / 2);
         // Every weight meets all tokens at once: the moments of its inputs must be known before it is used.
         let memory = u64::MAX;
-        let mut forward = Forward::tapped(weights, &rounder, Precision::F32, tokens, &space, memory)?;
+        let mut forward = Forward::new(weights, &rounder, self.processor, Precision::F32, tokens, &space, memory)?;
         for layer in 0..forward.layers() {
             forward.layer(layer)?;
             rounder.settle()?;
@@ -244,7 +246,7 @@ impl Pass<'_> {
 const TIED: f32 = 0.3;
 
 /// The moments of what the head is applied to.
-fn final_moments(forward: &Forward<'_, verify::cpu::Cpu<'_>>) -> Result<Moments> {
+fn final_moments(forward: &Forward<'_>) -> Result<Moments> {
     let rows = forward.hidden.store.rows;
     let mut sum: Option<Moments> = None;
     for first in (0..rows).step_by(TOKENS) {

@@ -27,7 +27,7 @@ use std::sync::atomic::AtomicBool;
 use formats::{Content, OutputTensor, Source, TensorId, output::Class};
 use kernels::{Format, q4_0::Q4_0};
 use serde::Serialize;
-use verify::weights::Weights;
+use verify::{Processor, weights::Weights};
 
 use crate::{calibrate::Rounding, error::Result, progress::Progress};
 
@@ -57,6 +57,8 @@ pub struct Request<'a> {
     pub rounding: Rounding,
     /// The types to choose from.
     pub candidates: &'a [&'static Format],
+    /// What computes.
+    pub processor: Processor,
     /// Threads that compute; all cores if not given. They do not change the figures.
     pub threads: Option<usize>,
     /// Bytes of hidden states and buffers; what is more goes to the disk.

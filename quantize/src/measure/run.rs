@@ -12,7 +12,6 @@ use kernels::{
 };
 use rayon::prelude::*;
 use verify::{
-    cpu::Cpu,
     forward::{Forward, VOCABULARY_TILE},
     hidden::Hidden,
     options::Precision,
@@ -69,7 +68,7 @@ struct Head {
 }
 
 /// A forward pass through the probe.
-type Pass<'a> = Forward<'a, Cpu<'a>>;
+type Pass<'a> = Forward<'a>;
 
 impl Run<'_> {
     /// Measures all tensors of the layers, the embedding and the head.
@@ -81,7 +80,8 @@ impl Run<'_> {
         let space = Space::new(self.request.memory / 2);
         let embed = || {
             let memory = self.request.memory / 4;
-            Forward::tapped(self.weights, &probe, Precision::Fixed, &self.sequences, &space, memory)
+            let (tokens, processor) = (&self.sequences, &self.request.processor);
+            Forward::new(self.weights, &probe, processor, Precision::Fixed, tokens, &space, memory)
         };
         let mut forward = embed()?;
         let mut groups = Vec::new();

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::ops::{Activation, Attention, DeltaRule, Ops, Rotary, Sequences};
 use crate::options::Precision;
+use crate::store::{Space, Store};
 use crate::tap::Tap;
 use crate::weights::{Linear, Stack};
 
@@ -137,13 +138,38 @@ fn elementwise(x: &mut [f32], y: &[f32], f: impl Fn(&mut [f32], &[f32]) + Sync) 
 
 impl Ops for Cpu<'_> {
     type Tensor = Rows;
+    type Bank = Store;
 
     fn upload(&self, values: Vec<f32>, columns: usize) -> Rows {
         Rows { values, columns }
     }
 
-    fn download(&self, mut x: Rows) -> Vec<f32> {
-        std::mem::take(&mut x.values)
+    fn download(&self, mut x: Rows) -> Result<Vec<f32>> {
+        Ok(std::mem::take(&mut x.values))
+    }
+
+    fn bank(&self, space: &Space, rows: usize, width: usize) -> Result<Store> {
+        space.store(rows, width)
+    }
+
+    fn put(&self, bank: &mut Store, first: usize, x: Rows) -> Result<()> {
+        bank.write(first, &x.values)
+    }
+
+    fn take(&self, bank: &Store, rows: Range<usize>) -> Result<Rows> {
+        let mut out = Rows::unwritten(rows.len(), bank.width);
+        bank.read(rows, &mut out.values)?;
+        Ok(out)
+    }
+
+    fn gather(&self, bank: &Store, rows: &[usize]) -> Result<Rows> {
+        let mut out = Rows::unwritten(rows.len(), bank.width);
+        bank.gather(rows, &mut out.values)?;
+        Ok(out)
+    }
+
+    fn scatter_add(&self, bank: &mut Store, rows: &[usize], weights: &[f32], x: &Rows) -> Result<()> {
+        bank.add(rows, weights, &x.values)
     }
 
     fn embed(&self, table: &Linear, tokens: &[u32]) -> Result<Rows> {

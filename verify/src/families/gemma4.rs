@@ -237,7 +237,7 @@ impl Gemma4 {
                 let mut keys = ops.rms_norm(&keys, key, Some(norm), self.ends.eps);
                 ops.rotate(&mut keys, &w.rotary, sequences);
                 if let Some(store) = store {
-                    store.write(rows.start, &ops.download(ops.join_heads(&keys, &values, 1, false)))?;
+                    store.write(rows.start, &ops.download(ops.join_heads(&keys, &values, 1, false))?)?;
                 }
                 (keys, values)
             }
@@ -319,10 +319,8 @@ impl<O: Ops> Graph<O> for Gemma4 {
             next = rows.end;
             let mut y = w.mlp.run(ops, &norm(x, &w.mlp_norm))?;
             if let Some((e, sum)) = &experts {
-                let mut values = vec![0.0; rows.len() * self.ends.width];
-                sum.read(rows.clone(), &mut values)?;
                 y = norm(&y, &e.after_mlp);
-                ops.add(&mut y, &norm(&ops.upload(values, self.ends.width), &e.after));
+                ops.add(&mut y, &norm(&ops.take(sum, rows.clone())?, &e.after));
             }
             ops.add(x, &norm(&y, &w.after_mlp));
             if let (Some(token), Some(per_layer)) = (&w.token, &self.per_layer) {

@@ -277,8 +277,9 @@ mod tests {
         let n = ops.rms_norm(&x, graph.ends.width, None, 1e-6);
         for w in &graph.layers {
             let p = graph.project(&ops, w, &n, &sequences).expect("projections");
-            let naive = ops.download(graph.attend(&ops, w, &p, &sequences).expect("naive"));
-            let absorbed = ops.download(attend_absorbed(&graph, &ops, w, &p, &sequences).expect("absorbed"));
+            let naive = ops.download(graph.attend(&ops, w, &p, &sequences).expect("naive")).expect("values");
+            let absorbed = attend_absorbed(&graph, &ops, w, &p, &sequences).expect("absorbed");
+            let absorbed = ops.download(absorbed).expect("values");
             let largest = naive.iter().fold(0.0f32, |max, x| max.max(x.abs()));
             assert!(largest > 0.0);
             let off = naive.iter().zip(&absorbed).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));

@@ -24,7 +24,7 @@ pub fn adapters() -> Vec<wgpu::Adapter> {
 ///
 /// # Errors
 /// [`Error::Usage`] if there are not so many; [`Error::Device`] if it refuses.
-pub fn open(number: usize) -> Result<Arc<Device>> {
+pub fn open(number: usize, tell: fn(&str)) -> Result<Arc<Device>> {
     let all = adapters();
     let Some(adapter) = all.get(number) else {
         let names: Vec<String> = all
@@ -36,11 +36,11 @@ pub fn open(number: usize) -> Result<Arc<Device>> {
             if names.is_empty() { "no graphics processor was found".to_owned() } else { names.join(", ") };
         return Err(Error::Usage(format!("there is no gpu:{number}: {found}; see `halfbyte devices`")));
     };
-    Device::open(adapter).map(Arc::new)
+    Device::open(adapter, tell).map(Arc::new)
 }
 
 /// The first graphics processor that is no software, if there is one that can be used.
-pub fn real() -> Option<Arc<Device>> {
+pub fn real(tell: fn(&str)) -> Option<Arc<Device>> {
     let is_real = |adapter: &&wgpu::Adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu;
-    adapters().iter().filter(is_real).find_map(|adapter| Device::open(adapter).ok()).map(Arc::new)
+    adapters().iter().filter(is_real).find_map(|adapter| Device::open(adapter, tell).ok()).map(Arc::new)
 }

@@ -42,12 +42,45 @@ pub struct Device {
     pub features: Features,
     /// The largest binding, in bytes.
     pub binding: u64,
+    /// Which products it can do with cooperative matrices.
+    pub(super) cooperative: Cooperative,
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) pool: Pool,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     recorder: Mutex<Recorder>,
-    fault: Arc<Mutex<Option<String>>>,
+    fault: Arc<Mutex<Option<Fault>>>,
+    /// Gets a line for the user.
+    pub(super) tell: fn(&str),
+}
+
+/// What went wrong.
+struct Fault {
+    problem: String,
+    /// Whether the device is gone.
+    lost: bool,
+}
+
+/// Cooperative matrices of 8 × 8 elements that sum in `f32`, by the type of what is multiplied.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cooperative {
+    pub f32: bool,
+    pub f16: bool,
+}
+
+impl Cooperative {
+    fn of(adapter: &wgpu::Adapter) -> Cooperative {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        if !adapter.features().contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SUBGROUP)) {
+            return Cooperative::default();
+        }
+        let all = adapter.cooperative_matrix_properties();
+        let has = |of| {
+            let sizes = |m: u32, n: u32, k: u32| (m, n, k) == (8, 8, 8);
+            all.iter().any(|p| sizes(p.m_size, p.n_size, p.k_size) && (p.ab_type, p.cr_type) == (of, F32))
+        };
+        Cooperative { f32: has(F32), f16: has(F16) }
+    }
 }
 
 struct Pipeline {
@@ -99,11 +132,11 @@ impl fmt::Debug for Device {
 }
 
 impl Device {
-    /// Opens an adapter.
+    /// Opens an adapter. `tell` gets a line for the user whenever something is done otherwise than was asked for.
     ///
     /// # Errors
     /// [`Error::Device`] if it lacks what kernels need, or refuses.
-    pub fn open(adapter: &wgpu::Adapter) -> Result<Device> {
+    pub fn open(adapter: &wgpu::Adapter, tell: fn(&str)) -> Result<Device> {
         let info = adapter.get_info();
         let refused = |problem: String| Error::Device { device: info.name.clone(), problem };
         if !adapter.features().contains(NEEDED) {
@@ -125,25 +158,26 @@ impl Device {
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|error| refused(error.to_string()))?;
         let fault = Arc::new(Mutex::new(None));
-        let first = |fault: &Arc<Mutex<Option<String>>>| {
-            let fault = fault.clone();
-            move |problem: String| {
-                lock(&fault).get_or_insert(problem);
-            }
-        };
-        let (error, lost) = (first(&fault), first(&fault));
-        device.on_uncaptured_error(Arc::new(move |found: wgpu::Error| error(found.to_string())));
-        device.set_device_lost_callback(move |reason, message| lost(format!("lost ({reason:?}): {message}")));
+        let noted: Arc<Mutex<Option<Fault>>> = fault.clone();
+        device.on_uncaptured_error(Arc::new(move |found: wgpu::Error| {
+            lock(&noted).get_or_insert(Fault { problem: found.to_string(), lost: false });
+        }));
+        let noted = fault.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            *lock(&noted) = Some(Fault { problem: format!("lost ({reason:?}): {message}"), lost: true });
+        });
         Ok(Device {
             info,
             features,
             binding,
+            cooperative: Cooperative::of(adapter),
             device,
             queue,
             pool: Pool::default(),
             pipelines: Mutex::default(),
             recorder: Mutex::default(),
             fault,
+            tell,
         })
     }
 
@@ -168,14 +202,34 @@ impl Device {
     /// [`Error::Device`] with the first thing that did not.
     pub(super) fn check(&self) -> Result<()> {
         match &*lock(&self.fault) {
-            Some(problem) => Err(self.error(problem.clone())),
+            Some(fault) => Err(self.error(fault.problem.clone())),
             None => Ok(()),
         }
     }
 
     /// Takes note of what went wrong where it can't be said at once.
     pub(super) fn fail(&self, problem: impl Into<String>) {
-        lock(&self.fault).get_or_insert(problem.into());
+        lock(&self.fault).get_or_insert(Fault { problem: problem.into(), lost: false });
+    }
+
+    /// Forgets what went wrong and what was recorded since, and gives back memory. Returns whether the device can be used again.
+    pub(super) fn recover(&self) -> bool {
+        *lock(&self.recorder) = Recorder::default();
+        self.pool.clear();
+        self.wait();
+        let mut fault = lock(&self.fault);
+        match &*fault {
+            Some(Fault { lost: true, .. }) => false,
+            _ => {
+                *fault = None;
+                true
+            }
+        }
+    }
+
+    /// Whether kernels can compute in half precision.
+    pub fn has_halves(&self) -> bool {
+        self.features.contains(Features::SHADER_F16)
     }
 
     /// A small buffer with these bytes, for kernels to read.
@@ -212,15 +266,21 @@ impl Device {
             layout: &pipeline.bindings,
             entries: &entries,
         });
+        self.record(|encoder| {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.set_immediates(0, bytemuck::cast_slice(params));
+            pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+        });
+    }
+
+    /// Records commands, and hands them over with others.
+    pub(super) fn record(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder)) {
         let mut recorder = lock(&self.recorder);
-        let encoder =
-            recorder.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        pass.set_pipeline(&pipeline.pipeline);
-        pass.set_bind_group(0, &group, &[]);
-        pass.set_immediates(0, bytemuck::cast_slice(params));
-        pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
-        drop(pass);
+        commands(
+            recorder.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default())),
+        );
         recorder.dispatches += 1;
         if recorder.dispatches >= BATCH {
             self.submit(&mut recorder);

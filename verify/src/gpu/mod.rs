@@ -1,13 +1,102 @@
 //! [`Ops`](crate::ops::Ops) on a graphics processor: Metal on a Mac, Vulkan elsewhere.
 
 mod adapters;
+mod attention;
+mod bank;
+pub mod check;
+mod copy;
+mod delta;
 mod device;
+mod divergence;
+mod linear;
+mod ops;
 mod pool;
+mod resident;
+mod rowwise;
 mod tensor;
 
+use std::sync::Arc;
+
+use formats::OutputTensor;
+use kernels::divergence::State;
+use kernels::shaders::{Operands, TILE};
+
 pub use adapters::{adapters, open, real};
+pub use bank::Bank;
 pub use device::Device;
 pub use tensor::Tensor;
+
+use crate::error::Result;
+use crate::options::Precision;
+use crate::tap::Tap;
+use resident::{Resident, Wanted};
+
+/// A graphics processor, and where it gets the weights that it multiplies with.
+pub struct Gpu<'a> {
+    device: Arc<Device>,
+    tap: &'a dyn Tap,
+    operands: Operands,
+    resident: Resident,
+    /// Bytes for what stays on the device.
+    room: u64,
+}
+
+impl<'a> Gpu<'a> {
+    /// For a model's graph: [`Precision::Fixed`] means products in half precision, if the device has it. Up to `room` bytes of weights
+    /// stay on the device when they were used, and as many of rows of tokens.
+    pub fn new(device: &Arc<Device>, tap: &'a dyn Tap, precision: Precision, room: u64) -> Gpu<'a> {
+        let halves = precision == Precision::Fixed && device.has_halves();
+        Gpu {
+            device: device.clone(),
+            tap,
+            operands: if halves { Operands::F16 } else { Operands::F32 },
+            resident: Resident::new(room),
+            room,
+        }
+    }
+
+    /// Reads a layer's weights before they are needed, but for routed experts, of which nobody knows yet which ones will be.
+    pub(crate) fn read_ahead(&self, layer: usize) {
+        let Some(weights) = self.tap.untouched() else { return };
+        let is_needed = |tensor: &OutputTensor| {
+            tensor.layer == Some(layer as u32) && tensor.shape.len() == 2 && tensor.rows() > 1
+        };
+        for (index, tensor) in weights.tensors.iter().enumerate().filter(|(_, tensor)| is_needed(tensor)) {
+            let (rows, columns) = (0..tensor.rows() as usize, tensor.columns() as usize);
+            let wanted = Wanted { tensor: index, rows, columns, grain: TILE, transposed: false };
+            // What can't be read now will be asked for again.
+            let _ = self.resident.get(&self.device, weights, &wanted);
+        }
+    }
+
+    /// Logits against those of a reference, or alone: see [`Forward::score`](crate::forward::Forward::score).
+    pub(crate) fn divergence(
+        &self,
+        model: &Tensor,
+        reference: Option<&Tensor>,
+        first: usize,
+        targets: &[u32],
+        states: &mut [State],
+    ) -> Result<()> {
+        divergence::divergence(&self.device, model, reference, first, targets, states)
+    }
+
+    /// Whether nothing is wrong with the device.
+    pub(crate) fn works(&self) -> bool {
+        self.device.check().is_ok()
+    }
+
+    /// Drops all that is on the device, and forgets what went wrong. Returns whether it can be used again.
+    pub(crate) fn recover(&self) -> bool {
+        self.resident.clear();
+        self.device.recover()
+    }
+
+    /// Tells the user something.
+    pub(crate) fn tell(&self, line: &str) {
+        (self.device.tell)(line);
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -18,7 +107,7 @@ mod tests {
 
     /// The device that tests run on: the first there is, which on a machine without a graphics processor is Mesa's lavapipe.
     pub fn device() -> std::sync::Arc<Device> {
-        open(0).expect("a graphics processor, or Mesa's software one (Debian: mesa-vulkan-drivers)")
+        open(0, |_| ()).expect("a graphics processor, or Mesa's software one (Debian: mesa-vulkan-drivers)")
     }
 
     #[test]

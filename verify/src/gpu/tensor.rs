@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use kernels::shaders::TILE;
 use wgpu::Buffer;
 
 use super::device::{Binding, Device};
@@ -27,7 +28,7 @@ impl Drop for Tensor {
 impl Tensor {
     /// A matrix of which every element is still to be written.
     pub(super) fn unwritten(device: &Arc<Device>, rows: usize, columns: usize) -> Tensor {
-        let bytes = 4 * (rows * columns) as u64;
+        let bytes = 4 * (rows.next_multiple_of(TILE) * columns) as u64;
         let buffer = device.pool.take(&device.device, bytes, ACTIVATIONS);
         Tensor { device: device.clone(), buffer: Some(buffer), rows, columns }
     }
@@ -41,6 +42,24 @@ impl Tensor {
             device.queue.write_buffer(tensor.buffer(), 0, bytemuck::cast_slice(values));
         }
         tensor
+    }
+
+    /// A matrix of zeros.
+    pub(super) fn zeros(device: &Arc<Device>, rows: usize, columns: usize) -> Tensor {
+        let tensor = Tensor::unwritten(device, rows, columns);
+        device.record(|encoder| encoder.clear_buffer(tensor.buffer(), 0, None));
+        tensor
+    }
+
+    /// Copies rows from `first` on to those rows of a matrix of the same columns.
+    pub(super) fn copy_rows(&self, first: usize, to: &Tensor, rows: Range<usize>) {
+        let (from, to_range) = (self.range(&(first..first + rows.len())), to.range(&rows));
+        let len = from.end - from.start;
+        if len > 0 {
+            self.device.record(|encoder| {
+                encoder.copy_buffer_to_buffer(self.buffer(), from.start, to.buffer(), to_range.start, len);
+            });
+        }
     }
 
     pub(super) fn buffer(&self) -> &Buffer {
@@ -68,10 +87,25 @@ impl Tensor {
     }
 }
 
+impl Tensor {
+    /// Some rows, to be written in whole tiles: what lies behind the last row may be overwritten, up to a whole tile.
+    pub(super) fn write_tiles(&self, rows: &Range<usize>) -> Binding<'_> {
+        let end = rows.start + rows.len().next_multiple_of(TILE);
+        Binding::Write(self.buffer(), self.range(&(rows.start..end)))
+    }
+}
+
+/// Workgroups for `count` pieces of work, in a grid that every device allows; kernels count them along x, then y.
+pub(super) fn groups_of(count: usize) -> [u32; 3] {
+    const MOST: usize = 65_535;
+    let x = count.clamp(1, MOST);
+    [x as u32, count.div_ceil(x) as u32, 1]
+}
+
 /// Rows of a matrix that can be bound at once if a row has `columns` values, at most, in ranges that begin where bindings may.
 pub(super) fn row_tiles(device: &Device, rows: usize, columns: usize) -> Vec<Range<usize>> {
-    // 64 rows of f32 begin at a multiple of 256 bytes, which every device allows.
-    const STEP: usize = 64;
+    // 128 rows of half floats begin at a multiple of 256 bytes, which every device allows.
+    const STEP: usize = 2 * TILE;
     let most = (device.binding / (4 * columns.max(1) as u64)) as usize / STEP * STEP;
     let most = most.max(STEP);
     (0..rows).step_by(most).map(|first| first..rows.min(first + most)).collect()

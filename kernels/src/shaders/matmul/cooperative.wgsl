@@ -1,0 +1,106 @@
+// The same on cooperative matrices (Metal: `simdgroup_matrix`). A tile is four quarters of 32 × 32 elements, each the work of one subgroup,
+// however wide that is and however many the workgroup has: with fewer than four, all is done in several passes; with more, some make
+// again what another one makes. Rows are a multiple of 64, and the result has room for whole tiles of tokens: its elements are stored
+// eight by eight.
+const THREADS: u32 = 128u;
+
+var<workgroup> xs: array<T, 2304>;
+var<workgroup> ws: array<T, 2304>;
+
+fn put_x(at: u32, values: vec4<T>) {
+    xs[at] = values.x;
+    xs[at + 1u] = values.y;
+    xs[at + 2u] = values.z;
+    xs[at + 3u] = values.w;
+}
+
+fn put_w(at: u32, low: vec4<T>, high: vec4<T>) {
+    ws[at] = low.x;
+    ws[at + 1u] = low.y;
+    ws[at + 2u] = low.z;
+    ws[at + 3u] = low.w;
+    ws[at + 4u] = high.x;
+    ws[at + 5u] = high.y;
+    ws[at + 6u] = high.z;
+    ws[at + 7u] = high.w;
+}
+
+@compute @workgroup_size(128)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+) {
+    let row = group.x * TILE;
+    let token = group.y * TILE;
+    for (var pass = 0u; pass < 4u; pass += subgroups) {
+        let quarter = min(pass + subgroup, 3u);
+        let down = (quarter / 2u) * 32u;
+        let right = (quarter % 2u) * 32u;
+        var sum00 = coop_mat8x8<f32, C>();
+        var sum01 = coop_mat8x8<f32, C>();
+        var sum02 = coop_mat8x8<f32, C>();
+        var sum03 = coop_mat8x8<f32, C>();
+        var sum10 = coop_mat8x8<f32, C>();
+        var sum11 = coop_mat8x8<f32, C>();
+        var sum12 = coop_mat8x8<f32, C>();
+        var sum13 = coop_mat8x8<f32, C>();
+        var sum20 = coop_mat8x8<f32, C>();
+        var sum21 = coop_mat8x8<f32, C>();
+        var sum22 = coop_mat8x8<f32, C>();
+        var sum23 = coop_mat8x8<f32, C>();
+        var sum30 = coop_mat8x8<f32, C>();
+        var sum31 = coop_mat8x8<f32, C>();
+        var sum32 = coop_mat8x8<f32, C>();
+        var sum33 = coop_mat8x8<f32, C>();
+        for (var first = 0u; first < p.columns; first += DEPTH) {
+            workgroupBarrier();
+            stage(token, row, first, group.z, thread);
+            workgroupBarrier();
+            for (var k = 0u; k < DEPTH; k += 8u) {
+                let x0 = coopLoadT<coop_mat8x8<T, A>>(&xs[(down + 0u) * STRIDE + k], STRIDE);
+                let x1 = coopLoadT<coop_mat8x8<T, A>>(&xs[(down + 8u) * STRIDE + k], STRIDE);
+                let x2 = coopLoadT<coop_mat8x8<T, A>>(&xs[(down + 16u) * STRIDE + k], STRIDE);
+                let x3 = coopLoadT<coop_mat8x8<T, A>>(&xs[(down + 24u) * STRIDE + k], STRIDE);
+                let w0 = coopLoad<coop_mat8x8<T, B>>(&ws[(right + 0u) * STRIDE + k], STRIDE);
+                let w1 = coopLoad<coop_mat8x8<T, B>>(&ws[(right + 8u) * STRIDE + k], STRIDE);
+                let w2 = coopLoad<coop_mat8x8<T, B>>(&ws[(right + 16u) * STRIDE + k], STRIDE);
+                let w3 = coopLoad<coop_mat8x8<T, B>>(&ws[(right + 24u) * STRIDE + k], STRIDE);
+                sum00 = coopMultiplyAdd(x0, w0, sum00);
+                sum01 = coopMultiplyAdd(x0, w1, sum01);
+                sum02 = coopMultiplyAdd(x0, w2, sum02);
+                sum03 = coopMultiplyAdd(x0, w3, sum03);
+                sum10 = coopMultiplyAdd(x1, w0, sum10);
+                sum11 = coopMultiplyAdd(x1, w1, sum11);
+                sum12 = coopMultiplyAdd(x1, w2, sum12);
+                sum13 = coopMultiplyAdd(x1, w3, sum13);
+                sum20 = coopMultiplyAdd(x2, w0, sum20);
+                sum21 = coopMultiplyAdd(x2, w1, sum21);
+                sum22 = coopMultiplyAdd(x2, w2, sum22);
+                sum23 = coopMultiplyAdd(x2, w3, sum23);
+                sum30 = coopMultiplyAdd(x3, w0, sum30);
+                sum31 = coopMultiplyAdd(x3, w1, sum31);
+                sum32 = coopMultiplyAdd(x3, w2, sum32);
+                sum33 = coopMultiplyAdd(x3, w3, sum33);
+            }
+        }
+        let at = p.result_first + group.z * p.result_step + (token + down) * p.result_stride + row + right;
+        coopStoreT(sum00, &result[at + 0u * p.result_stride + 0u], p.result_stride);
+        coopStoreT(sum01, &result[at + 0u * p.result_stride + 8u], p.result_stride);
+        coopStoreT(sum02, &result[at + 0u * p.result_stride + 16u], p.result_stride);
+        coopStoreT(sum03, &result[at + 0u * p.result_stride + 24u], p.result_stride);
+        coopStoreT(sum10, &result[at + 8u * p.result_stride + 0u], p.result_stride);
+        coopStoreT(sum11, &result[at + 8u * p.result_stride + 8u], p.result_stride);
+        coopStoreT(sum12, &result[at + 8u * p.result_stride + 16u], p.result_stride);
+        coopStoreT(sum13, &result[at + 8u * p.result_stride + 24u], p.result_stride);
+        coopStoreT(sum20, &result[at + 16u * p.result_stride + 0u], p.result_stride);
+        coopStoreT(sum21, &result[at + 16u * p.result_stride + 8u], p.result_stride);
+        coopStoreT(sum22, &result[at + 16u * p.result_stride + 16u], p.result_stride);
+        coopStoreT(sum23, &result[at + 16u * p.result_stride + 24u], p.result_stride);
+        coopStoreT(sum30, &result[at + 24u * p.result_stride + 0u], p.result_stride);
+        coopStoreT(sum31, &result[at + 24u * p.result_stride + 8u], p.result_stride);
+        coopStoreT(sum32, &result[at + 24u * p.result_stride + 16u], p.result_stride);
+        coopStoreT(sum33, &result[at + 24u * p.result_stride + 24u], p.result_stride);
+    }
+}
