@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 
+use verify::Device;
+
 use crate::text::parse_bytes;
 pub use publishing::{Check, Publish, ToHub};
 
@@ -39,6 +41,8 @@ pub enum Verb {
     Formats(Formats),
     /// List the machines that a model can be made for
     Targets(Targets),
+    /// List the graphics processors of this machine, and see whether they compute rightly
+    Devices(Devices),
 }
 
 /// The container to write.
@@ -99,6 +103,15 @@ pub struct Calibrate {
     pub calibration_context: usize,
 }
 
+/// What the model runs on.
+#[derive(ClapArgs)]
+pub struct OnDevice {
+    /// What computes when the model is run: cpu, gpu, gpu:N (see `halfbyte devices`), or auto: a graphics processor if there is one
+    /// that computes rightly, never a software one
+    #[arg(long, value_name = "DEVICE", default_value_t, value_parser = str::parse::<Device>)]
+    pub device: Device,
+}
+
 /// How weights are rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Rounding {
@@ -140,6 +153,8 @@ pub struct Shrink {
     #[command(flatten)]
     pub calibrate: Calibrate,
     #[command(flatten)]
+    pub on: OnDevice,
+    #[command(flatten)]
     pub to_hub: ToHub,
     /// Do not verify
     #[arg(long, conflicts_with_all = ["text", "chunks"])]
@@ -178,6 +193,8 @@ pub struct Plan {
     pub sample: bool,
     #[command(flatten)]
     pub calibrate: Calibrate,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// Write the plan as a recipe, to be read, edited and run with `halfbyte quantize --recipe`
     #[arg(long, value_name = "OUT.toml")]
     pub recipe: Option<PathBuf>,
@@ -232,6 +249,8 @@ pub struct Quantize {
     pub align: Option<u32>,
     #[command(flatten)]
     pub calibrate: Calibrate,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// Write what the weights were multiplied with as an importance matrix, in the GGUF form of llama-imatrix
     #[arg(long, value_name = "FILE", requires = "calibrate")]
     pub imatrix_out: Option<PathBuf>,
@@ -298,18 +317,21 @@ pub struct Verify {
     /// Write the model's logits to a safetensors file: `logits` [n, length, vocabulary], F32
     #[arg(long, value_name = "OUT")]
     pub logits: Option<PathBuf>,
-    /// Multiply in fixed point: faster, up to twice, for a rounding of weights and activations that is finer than half floats'
+    /// Multiply in fixed point: faster, up to twice, for a rounding of weights and activations that is finer than half floats'; on a
+    /// graphics processor in half precision
     #[arg(long)]
     pub fast: bool,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// Of Hub repositories: do not fetch it into the cache, but pass their weights through so many bytes of the disk, each
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub disk: Option<u64>,
     /// Threads that compute [default: all cores]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub threads: Option<usize>,
-    /// Ceiling for hidden states and buffers; what is more goes to the disk
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "256MiB")]
-    pub memory: u64,
+    /// Ceiling for hidden states and buffers; what is more goes to the disk [default: 256MiB, with a graphics processor 4GiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
     /// Exit with 3 if the mean KL divergence is larger
     #[arg(long, value_name = "NATS", value_parser = limit, requires = "against")]
     pub max_kld: Option<f64>,
@@ -372,6 +394,27 @@ pub struct Fetch {
 
 #[derive(ClapArgs)]
 pub struct Formats {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+#[command(after_help = "\
+Examples:
+  halfbyte devices
+  halfbyte devices --check
+  halfbyte devices --check --device gpu:1
+  halfbyte devices --check --json
+
+With --check every kernel is run on random input, on the device and on the processor. Exit codes: 0 all agree, 1 failed, 2 wrong usage.")]
+pub struct Devices {
+    /// Run every kernel, and compare with what the processor computes
+    #[arg(long)]
+    pub check: bool,
+    /// Only this one: gpu:N [default: all]
+    #[arg(long, value_name = "DEVICE", requires = "check", value_parser = str::parse::<Device>)]
+    pub device: Option<Device>,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,

@@ -12,6 +12,7 @@ use quantize::Error;
 use quantize::calibrate::imatrix::Importance;
 use quantize::calibrate::{Calibration, Rounding, text};
 use quantize::fit::{self, Basis, Wish};
+use verify::Processor;
 
 use crate::args;
 use crate::progress::Watch;
@@ -27,6 +28,8 @@ pub struct Text {
     pub text: Cow<'static, str>,
     /// What stands in the recipe.
     pub calibration: Calibration,
+    /// What runs the model.
+    pub processor: Processor,
     /// What the model's linears get from it, if it is to be written.
     pub seen: Option<Seen>,
 }
@@ -58,7 +61,7 @@ impl Seen {
 const DEFAULT: &str = "default";
 
 /// Reads it, if there is one.
-pub fn read(args: &args::Calibrate) -> Result<Option<Text>> {
+pub fn read(args: &args::Calibrate, on: &args::OnDevice) -> Result<Option<Text>> {
     let Some(name) = &args.calibrate else { return Ok(None) };
     let text: Cow<_> = match name.as_str() {
         DEFAULT => text::DEFAULT.into(),
@@ -71,8 +74,10 @@ pub fn read(args: &args::Calibrate) -> Result<Option<Text>> {
         Some(args::Rounding::Search) => Rounding::Search,
         Some(args::Rounding::Feedback) | None => Rounding::Feedback,
     };
-    let calibration = Calibration::new(&text, args.calibration_context, args.calibration_chunks, rounding);
-    Ok(Some(Text { name: name.clone(), text, calibration, seen: None }))
+    let processor = on.open()?;
+    let (context, chunks) = (args.calibration_context, args.calibration_chunks);
+    let calibration = Calibration::new(&text, context, chunks, rounding, &processor);
+    Ok(Some(Text { name: name.clone(), text, calibration, processor, seen: None }))
 }
 
 impl Text {
@@ -95,7 +100,7 @@ impl Text {
         threads: Option<usize>,
         cancel: &AtomicBool,
     ) -> Result<Basis> {
-        let context = self.calibration.context;
-        Ok(fit::measure(source, wish, &self.text, context, threads, MEMORY, &Watch::new(), cancel)?)
+        let on = fit::On { processor: self.processor.clone(), threads, memory: MEMORY };
+        Ok(fit::measure(source, wish, &self.text, self.calibration.context, on, &Watch::new(), cancel)?)
     }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod calibration;
 mod check_verb;
+mod devices_verb;
 mod fetch_verb;
 mod formats_verb;
 mod inspect;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Inspect(options) => inspect::run(options),
         Verb::Formats(options) => formats_verb::run(options),
         Verb::Targets(options) => targets_verb::run(options),
+        Verb::Devices(options) => devices_verb::run(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,7 +42,7 @@ pub fn run(args: &args::Plan) -> Result<()> {
     let source =
         source::open(&args.fit.source, if reads { Need::Weights { disk: None } } else { Need::Headers })?;
     let mut wish = wish(&args.fit, if args.sample { Basis::Sampled } else { Basis::Expected })?;
-    if let Some(text) = calibration::read(&args.calibrate)? {
+    if let Some(text) = calibration::read(&args.calibrate, &args.on)? {
         let cancel = interruptible()?;
         wish.calibration = Some(text.calibration.clone());
         wish.basis = text.measure(&source, &wish, None, &cancel)?;

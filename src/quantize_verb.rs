@@ -29,7 +29,7 @@ use crate::{
 
 /// Plans the jobs from headers, then shows the plans or runs them.
 pub fn run(args: &args::Quantize) -> Result<()> {
-    let mut text = calibration::read(&args.calibrate)?;
+    let mut text = calibration::read(&args.calibrate, &args.on)?;
     if let (Some(text), Some(path)) = (&mut text, &args.imatrix_out) {
         text.gather(path)?;
     }
@@ -146,7 +146,8 @@ pub fn write<'a>(
         Some(text) => {
             let seen = text.seen.as_ref();
             let importance = seen.map(|seen| &seen.importance);
-            let ended = calibrate::run(source, jobs, &text.text, importance, options, &watch, cancel)?;
+            let text_of = calibrate::Text { text: &text.text, seen: importance, processor: &text.processor };
+            let ended = calibrate::run(source, jobs, text_of, options, &watch, cancel)?;
             seen.map(|seen| seen.write(&text.calibration)).transpose()?;
             ended
         }

@@ -34,6 +34,9 @@ pub fn run(args: &args::Verify) -> Result<()> {
         has_a_folder(out)?;
     }
     let need = Need::Weights { disk: args.disk };
+    let processor = args.on.open()?;
+    // A graphics processor is kept busy by many tokens at once, and by weights that stay there.
+    let memory = args.memory.unwrap_or(if processor.gpu_name().is_some() { 4 << 30 } else { 256 << 20 });
     let options = Options {
         model: source::open(&args.model, need)?,
         against: args.against.as_deref().map(|against| source::open(against, need)).transpose()?,
@@ -44,7 +47,8 @@ pub fn run(args: &args::Verify) -> Result<()> {
         logits: args.logits.clone(),
         precision: if args.fast { Precision::Fixed } else { Precision::F32 },
         threads: args.threads,
-        memory: args.memory,
+        memory,
+        processor,
     };
     let cancel = interruptible()?;
     let mut outcome = verify::evaluate(&options, &Steps::new(), &cancel)?;

@@ -111,6 +111,9 @@ pub struct Calibration {
     pub chunks: u64,
     /// How weights were rounded.
     pub rounding: String,
+    /// The graphics processor that ran the model, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// A file and its hash.

@@ -256,7 +256,7 @@ mod tests {
             shard_size: Some(45_000_000_000),
             shard_after: vec![3, 7],
             allow_nonfinite: true,
-            calibration: Some(Calibration::new("text", 512, 64, Rounding::Feedback)),
+            calibration: Some(Calibration::new("text", 512, 64, Rounding::Feedback, &verify::Processor::Cpu)),
             imatrix: Some(ImatrixFile { name: "m.imatrix".into(), sha256: "00".into() }),
             target: Some(PlannedFor {
                 name: "mac-128".into(),

@@ -266,6 +266,7 @@ fn manifest(made: &Made<'_>, files: Vec<File>, tensors: Vec<Tensor>) -> Manifest
             context: calibration.context as u64,
             chunks: calibration.chunks as u64,
             rounding: calibration.rounding.name().to_owned(),
+            device: calibration.device.clone(),
         }),
         files,
         tensors,

@@ -56,7 +56,7 @@ const CARD: &str = "README.md";
 /// Does it all.
 pub fn run(args: &args::Shrink) -> Result<()> {
     let to = publishing::to(args)?;
-    let text = calibration::read(&args.calibrate)?;
+    let text = calibration::read(&args.calibrate, &args.on)?;
     let calibration = text.as_ref().map(|text| text.calibration.clone());
     let leaves = publishing::is_asked(args);
     let disk = args.disk.map(|disk| if leaves { publishing::share(disk) } else { disk });
@@ -203,6 +203,7 @@ fn verified(args: &args::Shrink, source: &Source, fit: &Fit, cancel: &AtomicBool
         logits: None,
         threads: args.threads,
         memory: args.memory,
+        processor: args.on.open()?,
         precision: Precision::F32,
     };
     let mut outcome = verify::evaluate(&options, &Steps::new(), cancel)?;

@@ -139,7 +139,13 @@ pub trait Ops: Sync {
     ///
     /// # Errors
     /// If they can't be written.
-    fn scatter_add(&self, bank: &mut Self::Bank, rows: &[usize], weights: &[f32], x: &Self::Tensor) -> Result<()>;
+    fn scatter_add(
+        &self,
+        bank: &mut Self::Bank,
+        rows: &[usize],
+        weights: &[f32],
+        x: &Self::Tensor,
+    ) -> Result<()>;
 
     /// The rows of `table` for `tokens`: [tokens, columns].
     ///

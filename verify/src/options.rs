@@ -41,7 +41,9 @@ impl Options {
             (Precision::F32, _) => "",
             (Precision::Fixed, Processor::Cpu) => ", products in fixed point",
             #[cfg(feature = "gpu")]
-            (Precision::Fixed, Processor::Gpu(device)) if device.has_halves() => ", products in half precision",
+            (Precision::Fixed, Processor::Gpu(device)) if device.has_halves() => {
+                ", products in half precision"
+            }
             #[cfg(feature = "gpu")]
             (Precision::Fixed, Processor::Gpu(_)) => "",
         };

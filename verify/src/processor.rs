@@ -77,7 +77,9 @@ impl Processor {
             #[cfg(not(feature = "gpu"))]
             Device::Gpu(_) => {
                 let _ = tell;
-                Err(Error::Usage("this halfbyte was built without its feature `gpu`; use --device cpu".into()))
+                Err(Error::Usage(
+                    "this halfbyte was built without its feature `gpu`; use --device cpu".into(),
+                ))
             }
         }
     }

@@ -24,11 +24,9 @@ pub fn matmul(decoder: &Decoder, operands: Operands, unit: Unit) -> Shader {
     let stage = include_str!("matmul/stage.wgsl");
     let (more, unit, kernel) = match unit {
         Unit::Plain => ("", "plain", include_str!("matmul/plain.wgsl")),
-        Unit::Cooperative => (
-            "enable wgpu_cooperative_matrix;",
-            "cooperative",
-            include_str!("matmul/cooperative.wgsl"),
-        ),
+        Unit::Cooperative => {
+            ("enable wgpu_cooperative_matrix;", "cooperative", include_str!("matmul/cooperative.wgsl"))
+        }
     };
     Shader {
         name: format!("matmul {} {operands} {unit}", decoder.name),

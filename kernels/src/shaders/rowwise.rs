@@ -63,10 +63,7 @@ pub fn elementwise(function: Function, other: Other) -> Shader {
         Other::Column => "return i % p.columns;",
     };
     let functions = format!("fn f(x: f32, y: f32) -> f32 {{ {f} }}\nfn other(i: u32) -> u32 {{ {at} }}\n");
-    Shader {
-        name: format!("{function:?} {other:?}"),
-        text: functions + include_str!("elementwise.wgsl"),
-    }
+    Shader { name: format!("{function:?} {other:?}"), text: functions + include_str!("elementwise.wgsl") }
 }
 
 /// Each run of columns divided by its root mean square.

@@ -28,12 +28,12 @@ use std::sync::atomic::AtomicBool;
 use formats::Source;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use verify::{Processor, Tokenizer};
 use verify::forward::Forward;
 use verify::options::Precision;
 use verify::store::Space;
 use verify::weights::Weights;
 use verify::windows::Windows;
+use verify::{Processor, Tokenizer};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -81,35 +81,62 @@ pub struct Calibration {
     pub chunks: usize,
     /// How weights are rounded.
     pub rounding: Rounding,
+    /// The graphics processor that the model was run on, if it was one: what it rounds otherwise may round weights otherwise.
+    #[serde(default)]
+    pub device: Option<String>,
 }
 
 impl Calibration {
     /// On a text.
-    pub fn new(text: &str, context: usize, chunks: usize, rounding: Rounding) -> Calibration {
-        Calibration { text: hex(&Sha256::digest(text)), context, chunks, rounding }
+    pub fn new(
+        text: &str,
+        context: usize,
+        chunks: usize,
+        rounding: Rounding,
+        processor: &Processor,
+    ) -> Calibration {
+        Calibration {
+            text: hex(&Sha256::digest(text)),
+            context,
+            chunks,
+            rounding,
+            device: processor.gpu_name(),
+        }
     }
 
     /// What stands in the recipe.
     pub(crate) fn to_toml(&self) -> String {
-        let Calibration { text, context, chunks, rounding } = self;
+        let Calibration { text, context, chunks, rounding, device } = self;
         let rounding = rounding.name();
-        format!("{{ text = \"{text}\", context = {context}, chunks = {chunks}, rounding = \"{rounding}\" }}")
+        let device = device.as_ref().map(|name| format!(", device = {}", toml::Value::from(name.as_str())));
+        let device = device.unwrap_or_default();
+        format!(
+            "{{ text = \"{text}\", context = {context}, chunks = {chunks}, rounding = \"{rounding}\"{device} }}"
+        )
     }
 }
 
+/// What a model is run over, and on what.
+#[derive(Clone, Copy)]
+pub struct Text<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// What the linears get is added here, but for a head's inputs, as llama-imatrix does.
+    pub seen: Option<&'a Mutex<Importance>>,
+    /// What runs it.
+    pub processor: &'a Processor,
+}
+
 /// Runs jobs that were planned for the same checkpoint at `source` with the same calibration, on `text`: one pass writes them all.
-/// Gives for each how it ended, and what was done to each tensor that was calibrated. What the linears get is added to `seen`, but
-/// for a head's inputs, as llama-imatrix does: nothing if weights are rounded to nearest or all outputs are there already, for
-/// then the model is not evaluated.
+/// Gives for each how it ended, and what was done to each tensor that was calibrated. The model is not evaluated if weights are
+/// rounded to nearest or all outputs are there already.
 ///
 /// # Errors
 /// As [`run::run`], and whatever keeps the model from being evaluated.
 pub fn run(
     source: &Source,
     jobs: &[Job],
-    text: &str,
-    seen: Option<&Mutex<Importance>>,
-    processor: &Processor,
+    text: Text<'_>,
     options: RunOptions,
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -117,7 +144,7 @@ pub fn run(
     let Some(calibration) = jobs.first().and_then(|job| job.recipe.calibration.as_ref()) else {
         return Err(Error::Usage("the job was planned without a calibration".into()));
     };
-    if calibration.text != hex(&Sha256::digest(text)) {
+    if calibration.text != hex(&Sha256::digest(text.text)) {
         return Err(Error::Usage(format!(
             "the text to calibrate on is another than the recipe's, whose SHA-256 is {}",
             calibration.text
@@ -141,7 +168,7 @@ pub fn run(
             .num_threads(options.threads)
             .build()
             .map_err(|error| Error::Usage(format!("can't start {} threads: {error}", options.threads)))?;
-        let pass = Pass { source, calibration, text, seen, processor, options, progress, cancel };
+        let pass = Pass { source, calibration, text, options, progress, cancel };
         pool.install(|| pass.run(sessions)).map_err(unwrapped)?
     }
     .into_iter();
@@ -174,9 +201,7 @@ fn unwrapped(error: Error) -> Error {
 struct Pass<'a> {
     source: &'a Source,
     calibration: &'a Calibration,
-    text: &'a str,
-    seen: Option<&'a Mutex<Importance>>,
-    processor: &'a Processor,
+    text: Text<'a>,
     options: RunOptions,
     progress: &'a dyn Progress,
     cancel: &'a AtomicBool,
@@ -204,11 +229,12 @@ impl Pass<'_> {
         sessions: Vec<Session<'s>>,
     ) -> Result<Vec<(Session<'s>, Vec<Rounded>)>> {
         let rounding = self.calibration.rounding;
-        let rounder = Rounder::new(weights, sessions, rounding, self.seen, self.progress, self.cancel);
+        let rounder = Rounder::new(weights, sessions, rounding, self.text.seen, self.progress, self.cancel);
         let space = Space::new(self.options.memory / 2);
         // Every weight meets all tokens at once: the moments of its inputs must be known before it is used.
         let memory = u64::MAX;
-        let mut forward = Forward::new(weights, &rounder, self.processor, Precision::F32, tokens, &space, memory)?;
+        let mut forward =
+            Forward::new(weights, &rounder, self.text.processor, Precision::F32, tokens, &space, memory)?;
         for layer in 0..forward.layers() {
             forward.layer(layer)?;
             rounder.settle()?;
@@ -224,7 +250,7 @@ impl Pass<'_> {
             rounder.settle()?;
         }
         drop(forward);
-        if let Some(seen) = self.seen {
+        if let Some(seen) = self.text.seen {
             lock(seen).chunks += tokens.len() as u32;
         }
         Ok(rounder.into_sessions())
@@ -233,7 +259,7 @@ impl Pass<'_> {
     /// The chunks of the text, at even distances.
     fn tokens(&self, weights: &Weights) -> Result<Vec<Vec<u32>>> {
         let tokenizer = Tokenizer::of(&weights.checkpoint)?;
-        let all = tokenizer.encode(self.text)?;
+        let all = tokenizer.encode(self.text.text)?;
         let mut windows = Windows::chunks(&all, tokenizer.bos(), self.calibration.context, None)?.sequences;
         let (there, wanted) = (windows.len(), self.calibration.chunks.min(windows.len()));
         let kept = (0..wanted).map(|i| std::mem::take(&mut windows[i * there / wanted]));

@@ -15,7 +15,7 @@ use std::{
 
 use formats::{Source, output::Class};
 use kernels::{Format, table};
-use verify::{hyper::Hyper, weights::Weights};
+use verify::{Processor, hyper::Hyper, weights::Weights};
 
 use crate::{
     allocate::{Allocation, Costs, Question, rules::rules},
@@ -110,25 +110,35 @@ const PRECISION: u64 = 500;
 /// Budgets that are tried at most.
 const TRIES: usize = 12;
 
-/// Measures on a text, in pieces of `context` tokens, what the formats that a wish allows cost the tensors of `source`: the best basis of a plan. Computes on
-/// `threads` cores (all, if not given), in about `memory` bytes.
+/// What a model is measured on.
+#[derive(Clone, Debug)]
+pub struct On {
+    /// What computes.
+    pub processor: Processor,
+    /// Cores; all, if not given.
+    pub threads: Option<usize>,
+    /// Bytes of hidden states and buffers, about.
+    pub memory: u64,
+}
+
+/// Measures on a text, in pieces of `context` tokens, what the formats that a wish allows cost the tensors of `source`: the best basis of a plan.
 ///
 /// # Errors
 /// As [`measure::measure`], and if the target's engines run nothing of the container.
-#[expect(clippy::too_many_arguments, reason = "what is measured, on what, with what, and who is told")]
 pub fn measure(
     source: &Source,
     wish: &Wish,
     text: &str,
     context: usize,
-    threads: Option<usize>,
-    memory: u64,
+    on: On,
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Basis> {
     let candidates = candidates(wish)?;
     let rounding = wish.calibration.as_ref().map_or(Rounding::Nearest, |calibration| calibration.rounding);
-    let request = measure::Request { text, context, rounding, candidates: &candidates, threads, memory };
+    let On { processor, threads, memory } = on;
+    let candidates = &candidates;
+    let request = measure::Request { text, context, rounding, candidates, processor, threads, memory };
     Ok(Basis::Measured(Arc::new(measure::measure(source, &request, progress, cancel)?)))
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use super::check::{all_hold, check};
 use super::device::Device;
 use crate::error::{Error, Result};
 
@@ -39,8 +40,15 @@ pub fn open(number: usize, tell: fn(&str)) -> Result<Arc<Device>> {
     Device::open(adapter, tell).map(Arc::new)
 }
 
-/// The first graphics processor that is no software, if there is one that can be used.
+/// The first graphics processor that is no software and computes what the processor does, if there is one. Those that don't are told of.
 pub fn real(tell: fn(&str)) -> Option<Arc<Device>> {
     let is_real = |adapter: &&wgpu::Adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu;
-    adapters().iter().filter(is_real).find_map(|adapter| Device::open(adapter, tell).ok()).map(Arc::new)
+    let usable = |adapter: &wgpu::Adapter| {
+        let device = Arc::new(Device::open(adapter, tell)?);
+        all_hold(&device, &check(&device)?)?;
+        Ok(device)
+    };
+    adapters().iter().filter(is_real).find_map(|adapter| {
+        usable(adapter).map_err(|error: Error| tell(&format!("{error}; it is left alone"))).ok()
+    })
 }

@@ -1,4 +1,13 @@
-use std::sync::Arc;
 use super::{Device, Tensor};
 use crate::ops::{Attention, Sequences};
-pub(super) fn attend(_: &Arc<Device>, _: &Tensor, _: &Tensor, _: &Tensor, _: &Attention, _: &Sequences) -> Tensor { panic!() }
+use std::sync::Arc;
+pub(super) fn attend(
+    _: &Arc<Device>,
+    _: &Tensor,
+    _: &Tensor,
+    _: &Tensor,
+    _: &Attention,
+    _: &Sequences,
+) -> Tensor {
+    panic!()
+}

@@ -18,13 +18,22 @@ pub struct Bank {
 
 enum Place {
     /// In matrices of so many rows, the last of fewer.
-    Device { parts: Vec<Tensor>, rows: usize },
+    Device {
+        parts: Vec<Tensor>,
+        rows: usize,
+    },
     Host(Store),
 }
 
 impl Bank {
     /// Zeros: on the device if they take no more than `room` bytes.
-    pub(super) fn new(device: &Arc<Device>, space: &Space, rows: usize, width: usize, room: u64) -> Result<Bank> {
+    pub(super) fn new(
+        device: &Arc<Device>,
+        space: &Space,
+        rows: usize,
+        width: usize,
+        room: u64,
+    ) -> Result<Bank> {
         if 4 * (rows * width) as u64 > room {
             return Ok(Bank { width, place: Place::Host(space.store(rows, width)?) });
         }

@@ -20,7 +20,7 @@ use crate::weights::{Linear, Stack};
 #[derive(Clone, Debug, Serialize)]
 pub struct Checked {
     /// The operation.
-    pub operation: &'static str,
+    pub operation: String,
     /// The largest difference of a value from the processor's, over the processor's largest value.
     pub error: f64,
     /// What it may be.
@@ -90,16 +90,17 @@ pub fn check(device: &Arc<Device>) -> Result<Vec<Checked>> {
     let cpu = Cpu::new(&Noise, Precision::F32);
     let one = |(name, operation): (&'static str, Operation), allowed| -> Result<Checked> {
         let (theirs, ours) = (operation.run(&gpu)?, operation.run(&cpu)?);
-        Ok(Checked { operation: name, error: difference(&theirs, &ours), allowed })
+        Ok(Checked { operation: name.to_owned(), error: difference(&theirs, &ours), allowed })
     };
-    let more = [("sigmoid gate of rows", Operation::SigmoidGate { wide: false }), ("experts", Operation::Experts)];
+    let more =
+        [("sigmoid gate of rows", Operation::SigmoidGate { wide: false }), ("experts", Operation::Experts)];
     let mut checked: Vec<Checked> =
         OPERATIONS.into_iter().chain(more).map(|operation| one(operation, SINGLE)).collect::<Result<_>>()?;
     if device.has_halves() {
         let gpu = Gpu::new(device, &Noise, Precision::Fixed, 1 << 30);
         let (theirs, ours) = (Operation::Linear.run(&gpu)?, Operation::Linear.run(&cpu)?);
         checked.push(Checked {
-            operation: "product in half precision",
+            operation: "product in half precision".to_owned(),
             error: difference(&theirs, &ours),
             allowed: HALF,
         });
@@ -182,7 +183,8 @@ impl Operation {
             Operation::DeltaRule => {
                 let (key_heads, value_heads, key, value) = (2, 4, 32, 48);
                 let rates = noise(8, value_heads).iter().map(|x| -x.abs()).collect();
-                let rule = DeltaRule { key_heads, value_heads, key, value, rates, biases: noise(9, value_heads) };
+                let rule =
+                    DeltaRule { key_heads, value_heads, key, value, rates, biases: noise(9, value_heads) };
                 let unit = |seed| ops.rms_norm(&x(seed, key_heads * key), key, None, 1e-6);
                 let (mut q, mut k) = (unit(1), unit(2));
                 [&mut q, &mut k].into_iter().for_each(|x| ops.scale(x, 1.0 / (key as f32).sqrt()));
@@ -203,7 +205,10 @@ impl Operation {
             }
             Operation::SigmoidGate { wide } => {
                 let mut x = x(1, 90);
-                ops.sigmoid_gate(&mut x, &ops.upload(noise(2, tokens * if wide { 90 } else { 1 }), if wide { 90 } else { 1 }));
+                ops.sigmoid_gate(
+                    &mut x,
+                    &ops.upload(noise(2, tokens * if wide { 90 } else { 1 }), if wide { 90 } else { 1 }),
+                );
                 x
             }
             Operation::Scale => {
@@ -238,9 +243,9 @@ impl Operation {
 pub fn all_hold(device: &Device, checked: &[Checked]) -> Result<()> {
     match checked.iter().find(|checked| !checked.holds()) {
         None => Ok(()),
-        Some(Checked { operation, error, allowed }) => {
-            Err(device.error(format!("computes {operation} wrongly: off by {error:.1e}, where {allowed:.0e} is allowed")))
-        }
+        Some(Checked { operation, error, allowed }) => Err(device.error(format!(
+            "computes {operation} wrongly: off by {error:.1e}, where {allowed:.0e} is allowed"
+        ))),
     }
 }
 

@@ -1,5 +1,18 @@
-use std::sync::Arc;
 use super::{Device, Tensor};
 use crate::ops::{DeltaRule, Sequences};
-pub(super) fn short_convolution(_: &Arc<Device>, _: &Tensor, _: &[f32], _: &Sequences) -> Tensor { panic!() }
-pub(super) fn delta_rule(_: &Arc<Device>, _: &Tensor, _: &Tensor, _: &Tensor, _: &Tensor, _: &Tensor, _: &DeltaRule, _: &Sequences) -> Tensor { panic!() }
+use std::sync::Arc;
+pub(super) fn short_convolution(_: &Arc<Device>, _: &Tensor, _: &[f32], _: &Sequences) -> Tensor {
+    panic!()
+}
+pub(super) fn delta_rule(
+    _: &Arc<Device>,
+    _: &Tensor,
+    _: &Tensor,
+    _: &Tensor,
+    _: &Tensor,
+    _: &Tensor,
+    _: &DeltaRule,
+    _: &Sequences,
+) -> Tensor {
+    panic!()
+}

@@ -108,10 +108,6 @@ impl<'a> Binding<'a> {
         Binding::Read(buffer, 0..buffer.size())
     }
 
-    pub fn write(buffer: &'a Buffer) -> Binding<'a> {
-        Binding::Write(buffer, 0..buffer.size())
-    }
-
     fn parts(&self) -> (&'a Buffer, &Range<u64>, bool) {
         match self {
             Binding::Read(buffer, range) => (buffer, range, true),
@@ -225,6 +221,11 @@ impl Device {
                 true
             }
         }
+    }
+
+    /// Whether it multiplies with cooperative matrices.
+    pub fn is_cooperative(&self) -> bool {
+        self.cooperative.f32 || self.cooperative.f16
     }
 
     /// Whether kernels can compute in half precision.

@@ -1,5 +1,14 @@
-use std::sync::Arc;
 use super::{Device, Tensor};
 use crate::error::Result;
 use kernels::divergence::State;
-pub(super) fn divergence(_: &Arc<Device>, _: &Tensor, _: Option<&Tensor>, _: usize, _: &[u32], _: &mut [State]) -> Result<()> { panic!() }
+use std::sync::Arc;
+pub(super) fn divergence(
+    _: &Arc<Device>,
+    _: &Tensor,
+    _: Option<&Tensor>,
+    _: usize,
+    _: &[u32],
+    _: &mut [State],
+) -> Result<()> {
+    panic!()
+}

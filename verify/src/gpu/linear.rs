@@ -5,11 +5,11 @@ use std::sync::Arc;
 use kernels::matrix::Matrix as Host;
 use kernels::shaders::{self, Function, Operands, Other, TILE, Unit};
 
+use super::Gpu;
 use super::device::{Binding, Device};
 use super::resident::{Chunk, Matrix, Wanted, passing};
 use super::rowwise::elementwise;
 use super::tensor::{Tensor, groups_of, row_tiles};
-use super::Gpu;
 use crate::error::Result;
 use crate::weights::{Linear, Stack};
 
@@ -144,7 +144,15 @@ impl Gpu<'_> {
     }
 
     /// One product with one chunk of weights.
-    fn multiply(&self, x: &Tensor, prepared: &Prepared, w: &Matrix, chunk: &Chunk, product: &Product, out: &Tensor) {
+    fn multiply(
+        &self,
+        x: &Tensor,
+        prepared: &Prepared,
+        w: &Matrix,
+        chunk: &Chunk,
+        product: &Product,
+        out: &Tensor,
+    ) {
         let device = &self.device;
         let is_tiled = product.rows.is_multiple_of(TILE) && device.multiplies_cooperatively(self.operands);
         let unit = if is_tiled { Unit::Cooperative } else { Unit::Plain };

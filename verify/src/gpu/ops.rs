@@ -71,7 +71,14 @@ impl Ops for Gpu<'_> {
         rowwise::rotate(x, rotary, sequences);
     }
 
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, attention: &Attention, sequences: &Sequences) -> Tensor {
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        attention: &Attention,
+        sequences: &Sequences,
+    ) -> Tensor {
         attention::attend(&self.device, q, k, v, attention, sequences)
     }
 

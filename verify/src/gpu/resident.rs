@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use formats::rows::{Stored, rearrange};
 use formats::output::Map;
+use formats::rows::{Stored, rearrange};
 use kernels::shaders::Decoder;
 use rayon::prelude::*;
 use wgpu::{Buffer, BufferUsages, Features};
@@ -92,10 +92,12 @@ impl Resident {
         if let Some(matrix) = &*held {
             return Ok(matrix.clone());
         }
-        let made = match weights.stored(wanted.tensor).filter(|stored| !wanted.transposed && fits(*stored, &wanted)) {
-            Some(stored) => as_stored(device, weights, stored, &wanted),
-            None => decoded(device, weights, &wanted),
-        }?;
+        let made =
+            match weights.stored(wanted.tensor).filter(|stored| !wanted.transposed && fits(*stored, &wanted))
+            {
+                Some(stored) => as_stored(device, weights, stored, &wanted),
+                None => decoded(device, weights, &wanted),
+            }?;
         let made = Arc::new(made);
         *held = Some(made.clone());
         drop(held);
@@ -107,7 +109,8 @@ impl Resident {
     fn evict(&self) {
         let mut slots = lock(&self.slots);
         // A slot that is locked is being filled: it is the newest of all.
-        let size = |slot: &Slot| slot.try_lock().ok().and_then(|held| held.as_ref().map(|matrix| matrix.bytes));
+        let size =
+            |slot: &Slot| slot.try_lock().ok().and_then(|held| held.as_ref().map(|matrix| matrix.bytes));
         let mut bytes: u64 = slots.iter().filter_map(|(_, slot)| size(slot)).sum();
         slots.retain(|(_, slot)| match size(slot).filter(|_| bytes > self.room) {
             Some(dropped) => {
