@@ -1,6 +1,8 @@
 //! The grid of IQ4_NL and IQ4_XS: sixteen values, closer together in the middle.
 
+use crate::format::Format;
 use crate::grid::Grid;
+use crate::shaders::{decoder, packed};
 use crate::simd::{LANES, Simd};
 
 /// The codebook of IQ4_NL and IQ4_XS (ggml's `kvalues_iq4nl`).
@@ -78,6 +80,15 @@ pub(crate) fn decode<S: Simd>(s: S, scale: f32, qs: &[u8; LANES], dst: &mut [f32
             s.store(s.mul(scale, s.lookup(&IQ4, codes)), dst);
         }
     }
+}
+
+/// [`Format::shader`] of IQ4_NL and IQ4_XS.
+pub(crate) fn shader(format: &Format, part: &str) -> String {
+    let word = |i: usize| packed(&std::array::from_fn(|j| IQ4[4 * i + j] as i8 as u8));
+    let names = ["CODEBOOK_0", "CODEBOOK_1", "CODEBOOK_2", "CODEBOOK_3"];
+    let constants: [_; 4] = std::array::from_fn(|i| (names[i], word(i)));
+    let parts = [include_str!("shaders/decode/codes.wgsl"), include_str!("shaders/decode/iq4.wgsl"), part];
+    decoder(format, &constants, &parts)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub static F32: Format = Format {
     encode: Some(encode::<Single, 64>),
     decode: decode::<Single, 64>,
     lattice: None,
+    shader: |_| include_str!("shaders/decode/f32.wgsl").to_owned(),
 };
 
 /// IEEE 754 binary16.
@@ -29,6 +30,7 @@ pub static F16: Format = Format {
     encode: Some(encode::<Half, 32>),
     decode: decode::<Half, 32>,
     lattice: None,
+    shader: |_| include_str!("shaders/decode/f16.wgsl").to_owned(),
 };
 
 /// The upper half of binary32.
@@ -39,6 +41,7 @@ pub static BF16: Format = Format {
     encode: Some(encode::<Brain, 32>),
     decode: decode::<Brain, 32>,
     lattice: None,
+    shader: |_| include_str!("shaders/decode/bf16.wgsl").to_owned(),
 };
 
 /// Sixteen floats to and from `BYTES` little-endian bytes.

@@ -22,6 +22,8 @@ pub struct Format {
     /// What codes can stand for in a block whose scales are chosen, or `None` where that is no lattice: in floats, in formats that
     /// this project only reads, and where codes are floats of eight bits.
     pub lattice: Option<&'static Lattice>,
+    /// Writes the WGSL that decodes, see [`Decoder`](crate::shaders::Decoder).
+    pub shader: Shader,
 }
 
 /// Encodes `src` (a whole number of blocks) into one byte slice per plane.
@@ -34,6 +36,9 @@ pub type Encode =
 
 /// Decodes one byte slice per plane into `dst` (a whole number of blocks).
 pub type Decode = fn(format: &Format, isa: Isa, planes: &[&[u8]], dst: &mut [f32]);
+
+/// Writes the WGSL that decodes a format.
+pub type Shader = fn(format: &Format) -> String;
 
 impl Format {
     /// Bits per weight over all planes.

@@ -27,6 +27,7 @@ pub static IQ4_NL: Format = Format {
         store: nibbles::store::<4, BYTES>,
         rescale: Some(rescale_halves::<0, 1>),
     }),
+    shader: |format| codebook::shader(format, include_str!("shaders/decode/iq4_nl.wgsl")),
 };
 
 /// Weights of a block.

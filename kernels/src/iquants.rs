@@ -7,6 +7,7 @@ use half::f16;
 
 use crate::format::Format;
 use crate::grids;
+use crate::shaders::{decoder, packed};
 use crate::simd::Isa;
 
 /// Weights of a super-block.
@@ -20,7 +21,7 @@ const IQ3_XXS_VALUES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0]
 const IQ1_DELTA: f32 = 0.125;
 
 macro_rules! formats {
-    ($($(#[$doc:meta])* $format:ident $name:literal $bytes:literal $block:ident;)*) => {$(
+    ($($(#[$doc:meta])* $format:ident $name:literal $bytes:literal $block:ident $grid:ident [$($part:literal)*];)*) => {$(
         $(#[$doc])*
         pub static $format: Format = Format {
             name: $name,
@@ -34,25 +35,42 @@ macro_rules! formats {
                 }
             },
             lattice: None,
+            shader: |format| shader(format, &grids::$grid, &[$(include_str!(concat!("shaders/decode/", $part, ".wgsl"))),*]),
         };
     )*};
 }
 
 formats! {
     /// GGUF's IQ2_XXS, 2.0625 bits per weight.
-    IQ2_XXS "iq2_xxs" 66 iq2_xxs;
+    IQ2_XXS "iq2_xxs" 66 iq2_xxs IQ2_XXS ["iq2" "iq2_xxs"];
     /// GGUF's IQ2_XS, 2.3125 bits per weight.
-    IQ2_XS "iq2_xs" 74 iq2_xs;
+    IQ2_XS "iq2_xs" 74 iq2_xs IQ2_XS ["iq2" "iq2_xs"];
     /// GGUF's IQ2_S, 2.5625 bits per weight.
-    IQ2_S "iq2_s" 82 iq2_s;
+    IQ2_S "iq2_s" 82 iq2_s IQ2_S ["iq2" "iq2_s"];
     /// GGUF's IQ3_XXS, 3.0625 bits per weight.
-    IQ3_XXS "iq3_xxs" 98 iq3_xxs;
+    IQ3_XXS "iq3_xxs" 98 iq3_xxs IQ3_XXS ["iq3" "iq3_xxs"];
     /// GGUF's IQ3_S, 3.4375 bits per weight.
-    IQ3_S "iq3_s" 110 iq3_s;
+    IQ3_S "iq3_s" 110 iq3_s IQ3_S ["iq3" "iq3_s"];
     /// GGUF's IQ1_S, 1.5625 bits per weight.
-    IQ1_S "iq1_s" 50 iq1_s;
+    IQ1_S "iq1_s" 50 iq1_s IQ1_S ["iq1" "iq1_s"];
     /// GGUF's IQ1_M, 1.75 bits per weight.
-    IQ1_M "iq1_m" 56 iq1_m;
+    IQ1_M "iq1_m" 56 iq1_m IQ1_S ["iq1" "iq1_m"];
+}
+
+/// [`Format::shader`]: a codebook's entries two a word, and the values of those whose indices stand for bytes.
+fn shader(format: &Format, grid: &[u16], parts: &[&str]) -> String {
+    let entries: Vec<String> = grid
+        .as_chunks()
+        .0
+        .iter()
+        .map(|[first, second]| format!("{:#x}u", u32::from(*second) << 16 | u32::from(*first)))
+        .collect();
+    let grid = format!("const GRID = array<u32, {}>({});\n", entries.len(), entries.join(","));
+    let byte = |x: f32| x as u8;
+    let [low, high] = [0, 4].map(|first| packed(&std::array::from_fn(|i| byte(IQ3_XXS_VALUES[first + i]))));
+    let constants = [("IQ2_VALUES", packed(&IQ2.map(byte))), ("IQ3_LOW", low), ("IQ3_HIGH", high)];
+    let shared: &[&str] = &[&grid, include_str!("shaders/decode/iquants.wgsl")];
+    decoder(format, &constants, &[shared, parts].concat())
 }
 
 fn u16_at(block: &[u8], at: usize) -> u16 {

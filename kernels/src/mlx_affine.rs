@@ -11,6 +11,7 @@ use crate::float;
 use crate::format::Format;
 use crate::lanes::{gather, relative_importance};
 use crate::lattice::{Lattice, Levels};
+use crate::shaders::decoder;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::stored::{Bf16, Half, Single, Stored, rescale};
 
@@ -61,6 +62,7 @@ macro_rules! row {
                 store: |indices, planes| pack_eights::<$bits>(indices, planes[0]),
                 rescale: Some(rescale_biased::<$scale>),
             }),
+            shader: shader::<$scale>,
         }
     };
 }
@@ -254,6 +256,12 @@ pub(crate) fn pack_eights<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
         let word = codes.iter().rev().fold(0, |word, &code| word << BITS | u64::from(code));
         out.copy_from_slice(&word.to_le_bytes()[..BITS]);
     }
+}
+
+/// [`Format::shader`]
+fn shader<T: Stored>(format: &Format) -> String {
+    let constants = [("CODE_BITS", bits(format) as u32)];
+    decoder(format, &constants, &[T::SHADER, include_str!("shaders/decode/affine.wgsl")])
 }
 
 /// [`Lattice::steps`]

@@ -6,7 +6,7 @@ use crate::format::Format;
 use crate::lanes::scatter;
 use crate::lattice::{Lattice, Levels};
 use crate::microscale::{E8M0, Encode, Groups, Pack, Scale};
-use crate::minifloat::{E2M1, E2M1_GGUF, E2M1_LEVELS, E2M1_VALUES, e2m1_codes};
+use crate::minifloat::{self, E2M1, E2M1_GGUF, E2M1_LEVELS, E2M1_VALUES, e2m1_codes};
 use crate::mlx_affine::pack_eights;
 use crate::nibbles::fold;
 use crate::simd::{Kernel, LANES, Simd};
@@ -31,6 +31,7 @@ pub static MXFP4: Format = Format {
         store: |indices, planes| fold::<GROUP>(&e2m1_codes::<GROUP>(indices), &mut planes[0][1..]),
         rescale: None,
     }),
+    shader: |format| minifloat::shader(format, include_str!("shaders/decode/mxfp4.wgsl")),
 };
 
 /// MLX's `mxfp4`: codes, the first in the lowest bits; scales.
@@ -50,6 +51,7 @@ pub static MLX_MXFP4: Format = Format {
         store: store_pairs::<GROUP>,
         rescale: None,
     }),
+    shader: |format| minifloat::shader(format, include_str!("shaders/decode/mlx_fp4.wgsl")),
 };
 
 struct Blocks<'a>(&'a mut [u8]);

@@ -4,7 +4,7 @@ use crate::format::Format;
 use crate::fp8::e4m3;
 use crate::lanes::scatter;
 use crate::microscale::{E8M0, Encode, Groups, Pack, Scale};
-use crate::minifloat::E4M3;
+use crate::minifloat::{self, E4M3};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Weights per scale.
@@ -23,6 +23,7 @@ pub static MLX_MXFP8: Format = Format {
         isa.run(Decode { codes: planes[0].as_chunks().0, scales: planes[1], dst: dst.as_chunks_mut().0 })
     },
     lattice: None,
+    shader: |format| minifloat::shader(format, include_str!("shaders/decode/mlx_fp8.wgsl")),
 };
 
 struct Bytes<'a> {

@@ -1,11 +1,19 @@
 //! How GGUF's blocks of 32 hold codes of 4 or 5 bits, after their scales: with 5 bits a little-endian word of all fifth
 //! bits, then 16 bytes, byte `j` holding the low four bits of weights `j` (low nibble) and `j + 16`.
 
+use crate::format::Format;
 use crate::lanes::{scatter_words, word_of};
+use crate::shaders::decoder_of_codes;
 use crate::simd::{LANES, Simd};
 
 /// Weights per block.
 pub const BLOCK: usize = 32;
+
+/// [`Format::shader`] of blocks with `bits` bits a code and `halves` half floats: a scale and perhaps an offset.
+pub fn shader(format: &Format, bits: u32, halves: u32) -> String {
+    let constants = [("CODE_BITS", bits), ("HALVES", halves)];
+    decoder_of_codes(format, &constants, include_str!("shaders/decode/q4_0.wgsl"))
+}
 
 /// Packs the codes of up to sixteen blocks, one per lane, into blocks of `BYTES` bytes: `codes[j]` are those of weight `j`.
 #[inline(always)]

@@ -6,7 +6,7 @@ use crate::fp8::e4m3_to_f32;
 use crate::lanes::scatter;
 use crate::lattice::{Lattice, Levels};
 use crate::microscale::{Encode, Groups, Pack, Ue4m3};
-use crate::minifloat::{E2M1, E2M1_GGUF, E2M1_LEVELS, e2m1_codes};
+use crate::minifloat::{self, E2M1, E2M1_GGUF, E2M1_LEVELS, e2m1_codes};
 use crate::mxfp4::{DecodePairs, Pairs, steps, store_pairs};
 use crate::nibbles::fold;
 use crate::simd::{Kernel, LANES, Simd};
@@ -36,6 +36,7 @@ pub static NVFP4: Format = Format {
         store: |indices, planes| fold::<GROUP>(&e2m1_codes::<64>(indices), &mut planes[0][4..]),
         rescale: None,
     }),
+    shader: |format| minifloat::shader(format, include_str!("shaders/decode/nvfp4.wgsl")),
 };
 
 /// MLX's `nvfp4`: codes, the first in the lowest bits; scales.
@@ -55,6 +56,7 @@ pub static MLX_NVFP4: Format = Format {
         store: store_pairs::<GROUP>,
         rescale: None,
     }),
+    shader: |format| minifloat::shader(format, include_str!("shaders/decode/mlx_fp4.wgsl")),
 };
 
 struct Blocks<'a>(&'a mut [u8]);

@@ -9,6 +9,7 @@ use crate::affine::{self, Plan};
 use crate::format::Format;
 use crate::lattice::{Lattice, Levels};
 use crate::scales::{half_at, rescale_halves};
+use crate::shaders::decoder_of_codes;
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
 
@@ -32,6 +33,7 @@ pub static Q2_K: Format = Format {
         store: |indices, planes| pack_pairs(indices, &mut planes[0][16..80]),
         rescale: Some(rescale_halves::<80, 2>),
     }),
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q2_k.wgsl")),
 };
 
 /// Bytes of a super-block.

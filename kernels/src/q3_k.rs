@@ -11,6 +11,7 @@ use crate::grid::Integers;
 use crate::lattice::{Lattice, Levels};
 use crate::q2_k::{pack_pairs, unpack_pairs};
 use crate::scales::{half_at, rescale_halves};
+use crate::shaders::decoder_of_codes;
 use crate::signed::{self, Plan};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
@@ -35,6 +36,7 @@ pub static Q3_K: Format = Format {
         store: |indices, planes| pack(indices, planes[0]),
         rescale: Some(rescale_halves::<108, 1>),
     }),
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q3_k.wgsl")),
 };
 
 /// Bytes of a super-block.

@@ -28,6 +28,7 @@ pub static Q4_0: Format = Format {
         store: nibbles::store::<4, 18>,
         rescale: Some(rescale_halves::<0, 1>),
     }),
+    shader: |format| nibbles::shader(format, 4, 1),
 };
 
 /// 5 bits a weight and a scale: 22 bytes for 32 weights.
@@ -44,6 +45,7 @@ pub static Q5_0: Format = Format {
         store: nibbles::store::<5, 22>,
         rescale: Some(rescale_halves::<0, 1>),
     }),
+    shader: |format| nibbles::shader(format, 5, 1),
 };
 
 struct Four;

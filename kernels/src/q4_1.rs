@@ -26,6 +26,7 @@ pub static Q4_1: Format = Format {
         store: nibbles::store::<4, 20>,
         rescale: Some(rescale_halves::<0, 2>),
     }),
+    shader: |format| nibbles::shader(format, 4, 2),
 };
 
 /// 5 bits a weight, a scale and a minimum: 24 bytes for 32 weights.
@@ -42,6 +43,7 @@ pub static Q5_1: Format = Format {
         store: nibbles::store::<5, 24>,
         rescale: Some(rescale_halves::<0, 2>),
     }),
+    shader: |format| nibbles::shader(format, 5, 2),
 };
 
 // Of all triples on a raster this one loses least on normal, long-tailed and real weights, with 4 and with 5 bits.

@@ -10,6 +10,7 @@ use crate::format::Format;
 use crate::lattice::{Lattice, Levels};
 use crate::nibbles::fold;
 use crate::scales::{half_at, rescale_halves};
+use crate::shaders::decoder_of_codes;
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
 
@@ -27,6 +28,7 @@ pub static Q4_K: Format = Format {
         store: |indices, planes| fold::<64>(indices, &mut planes[0][16..]),
         rescale: Some(rescale_halves::<0, 2>),
     }),
+    shader: |format| decoder_of_codes(format, &[("CODE_BITS", 4)], include_str!("shaders/decode/q4_k.wgsl")),
 };
 
 /// Bytes of a super-block.

@@ -12,6 +12,7 @@ use crate::lattice::{Lattice, Levels};
 use crate::nibbles::fold;
 use crate::q4_k::{pack_scales, steps, unpack_scales};
 use crate::scales::rescale_halves;
+use crate::shaders::decoder_of_codes;
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
 
@@ -29,6 +30,7 @@ pub static Q5_K: Format = Format {
         store: |indices, planes| pack(indices, &mut planes[0][16..]),
         rescale: Some(rescale_halves::<0, 2>),
     }),
+    shader: |format| decoder_of_codes(format, &[("CODE_BITS", 5)], include_str!("shaders/decode/q4_k.wgsl")),
 };
 
 /// Bytes of a super-block.

@@ -11,6 +11,7 @@ use crate::grid::Integers;
 use crate::lattice::{Lattice, Levels};
 use crate::nibbles::fold;
 use crate::scales::{half_at, rescale_halves};
+use crate::shaders::decoder_of_codes;
 use crate::signed::{self, Plan};
 use crate::simd::{LANES, Simd};
 use crate::superblock::{self, Blocks, SUPER_BLOCK, Tile, Weights, bytes, lane_bytes};
@@ -35,6 +36,7 @@ pub static Q6_K: Format = Format {
         store: |indices, planes| pack(indices, planes[0]),
         rescale: Some(rescale_halves::<208, 1>),
     }),
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q6_k.wgsl")),
 };
 
 /// Bytes of a super-block.

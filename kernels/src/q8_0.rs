@@ -7,6 +7,7 @@ use crate::grid::nearest_integer;
 use crate::lanes::{gather, gather_importance, scatter_words, word_of};
 use crate::lattice::{Lattice, Levels};
 use crate::scales::{self, divisor, read_halves, rescale_halves, write_halves};
+use crate::shaders::decoder_of_codes;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::symmetric::{GROUP, Grid, search};
 
@@ -30,6 +31,7 @@ pub static Q8_0: Format = Format {
         },
         rescale: Some(rescale_halves::<0, 1>),
     }),
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q8_0.wgsl")),
 };
 
 struct Eight;

@@ -8,6 +8,8 @@ pub(crate) trait Stored {
     const BYTES: usize;
     /// How many of `f32`'s mantissa bits are not stored.
     const DROPPED: u32;
+    /// WGSL that reads and rounds.
+    const SHADER: &str;
     /// To the nearest value, ties to even.
     fn round<S: Simd>(s: S, x: S::F32) -> S::F32;
     /// The bytes of rounded values.
@@ -33,6 +35,7 @@ pub(crate) struct Bf16;
 impl Stored for Bf16 {
     const BYTES: usize = 2;
     const DROPPED: u32 = 16;
+    const SHADER: &str = include_str!("shaders/decode/stored_bf16.wgsl");
 
     #[inline(always)]
     fn round<S: Simd>(s: S, x: S::F32) -> S::F32 {
@@ -66,6 +69,7 @@ pub(crate) struct Half;
 impl Stored for Half {
     const BYTES: usize = 2;
     const DROPPED: u32 = 13;
+    const SHADER: &str = include_str!("shaders/decode/stored_f16.wgsl");
 
     #[inline(always)]
     fn round<S: Simd>(s: S, x: S::F32) -> S::F32 {
@@ -92,6 +96,7 @@ pub(crate) struct Single;
 impl Stored for Single {
     const BYTES: usize = 4;
     const DROPPED: u32 = 0;
+    const SHADER: &str = include_str!("shaders/decode/stored_f32.wgsl");
 
     #[inline(always)]
     fn round<S: Simd>(_: S, x: S::F32) -> S::F32 {

@@ -2,6 +2,7 @@
 
 use crate::format::Format;
 use crate::scales::half_at;
+use crate::shaders::decoder_of_codes;
 
 /// GGUF's TQ1_0: −1, 0, 1 in base 3, 1.6875 bits per weight.
 pub static TQ1_0: Format = Format {
@@ -11,6 +12,7 @@ pub static TQ1_0: Format = Format {
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, tq1_0),
     lattice: None,
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/tq1_0.wgsl")),
 };
 
 /// GGUF's TQ2_0: −1, 0, 1 in two bits, 2.0625 bits per weight.
@@ -21,6 +23,7 @@ pub static TQ2_0: Format = Format {
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, tq2_0),
     lattice: None,
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/tq2_0.wgsl")),
 };
 
 /// GGUF's Q1_0: one sign per weight, 1.125 bits.
@@ -31,6 +34,7 @@ pub static Q1_0: Format = Format {
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, q1_0),
     lattice: None,
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q1_0.wgsl")),
 };
 
 /// ggml's Q8_K: what it quantizes activations to for dot products with K-quants, 9.125 bits per weight.
@@ -41,6 +45,7 @@ pub static Q8_K: Format = Format {
     encode: None,
     decode: |_, _, p, dst| decode(p, dst, q8_k),
     lattice: None,
+    shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q8_k.wgsl")),
 };
 
 /// Block by block.

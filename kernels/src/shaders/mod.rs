@@ -10,13 +10,15 @@ mod rowwise;
 pub use matmul::{TILE, Unit, matmul};
 pub use rowwise::{Function, Other, elementwise, gather, halve, rms_norm, rope, scatter_add};
 
+use crate::float;
 use crate::format::Format;
 
 /// How a kernel gets at the weights of a format.
 ///
 /// All planes of some rows lie in one buffer, bound as `weights: array<u32>`; the kernel declares `plane1()` and `plane2()`, the byte
 /// offsets of the second and the third (the first begins at 0). The text has `fn decode8(at: u32) -> Eight`: eight weights from number
-/// `at` on, a multiple of 8, counted through all the rows of the buffer.
+/// `at` on, a multiple of 8, counted through all the rows of the buffer. Planes begin at multiples of 4, and of the buffer 4 bytes
+/// more than the weights take are read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Decoder {
     /// Names the text: two decoders of the same name have the same.
@@ -28,21 +30,52 @@ pub struct Decoder {
 const WORDS: &str = include_str!("words.wgsl");
 
 impl Decoder {
-    /// For plain floats in single precision.
-    pub fn f32() -> Decoder {
-        Decoder { name: "f32".to_owned(), text: include_str!("decode/f32.wgsl").to_owned() }
-    }
-
     /// Of a format.
     pub fn of(format: &Format) -> Decoder {
-        assert_eq!(format.name, "f32");
-        Decoder::f32()
+        // Names of GGUF's types and of MLX's modes may be the same; the former have one plane.
+        let container = if format.planes.len() > 1 { "mlx " } else { "" };
+        Decoder { name: format!("{container}{}", format.name), text: (format.shader)(format) }
     }
 
-    /// For FP8 E4M3 with a scale in `f32` for every `block` weights of a row.
-    pub fn fp8(_block: u32) -> Decoder {
-        Decoder::f32()
+    /// For plain floats in single precision.
+    pub fn f32() -> Decoder {
+        Decoder::of(&float::F32)
     }
+
+    /// For rows of E4M3 codes, in another plane a scale in `f32` for every `block_columns` weights: what
+    /// [`widen_block_scaled`](crate::fp8::widen_block_scaled) does where scales are written out for every row. Rows are a whole number
+    /// of blocks.
+    pub fn fp8(block_columns: u32) -> Decoder {
+        let text = text(
+            &[("BLOCK_WEIGHTS", block_columns)],
+            &[include_str!("decode/minifloats.wgsl"), include_str!("decode/fp8.wgsl")],
+        );
+        Decoder { name: format!("fp8 {block_columns}"), text }
+    }
+}
+
+/// A text of constants, and what is written for all their values.
+fn text(constants: &[(&str, u32)], parts: &[&str]) -> String {
+    let constants: Vec<String> =
+        constants.iter().map(|(name, value)| format!("const {name} = {value:#x}u;\n")).collect();
+    [&[constants.concat().as_str()], parts].concat().join("\n")
+}
+
+/// The decoder of a format: the constants `BLOCK_WEIGHTS` and `BLOCK_BYTES` (in the first plane), others, and what is written for all
+/// their values.
+pub(crate) fn decoder(format: &Format, constants: &[(&str, u32)], parts: &[&str]) -> String {
+    let own = [("BLOCK_WEIGHTS", format.block as u32), ("BLOCK_BYTES", format.planes[0] as u32)];
+    text(&[&own, constants].concat(), parts)
+}
+
+/// [`decoder`] of a format with codes in bytes or parts of them.
+pub(crate) fn decoder_of_codes(format: &Format, constants: &[(&str, u32)], part: &str) -> String {
+    decoder(format, constants, &[include_str!("decode/codes.wgsl"), part])
+}
+
+/// Bytes as they lie in words.
+pub(crate) fn packed(bytes: &[u8; 4]) -> u32 {
+    u32::from_le_bytes(*bytes)
 }
 
 /// What products are computed in; sums are always `f32`.

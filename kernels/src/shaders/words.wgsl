@@ -13,11 +13,16 @@ fn half_word(at: u32) -> u32 {
 // Four bytes from any place.
 fn word(at: u32) -> u32 {
     let shift = (at & 3u) * 8u;
-    let low = weights[at >> 2u];
-    if shift == 0u {
-        return low;
-    }
-    return (low >> shift) | (weights[(at >> 2u) + 1u] << (32u - shift));
+    // In two steps: a shift by 32 is no shift.
+    return (weights[at >> 2u] >> shift) | ((weights[(at >> 2u) + 1u] << 1u) << (31u - shift));
+}
+
+// Eight bytes from any place.
+fn eight_bytes(at: u32) -> vec2<u32> {
+    let shift = vec2((at & 3u) * 8u);
+    let i = at >> 2u;
+    let middle = weights[i + 1u];
+    return (vec2(weights[i], middle) >> shift) | ((vec2(middle, weights[i + 2u]) << vec2(1u)) << (vec2(31u) - shift));
 }
 
 // IEEE half precision, without a conversion that might flush subnormal numbers.

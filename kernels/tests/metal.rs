@@ -1,0 +1,66 @@
+//! What becomes of the kernels on a Mac: their translation to Metal, as a device makes it.
+
+use std::collections::HashMap;
+
+use halfbyte_kernels::shaders::{Decoder, Shader, decode};
+use halfbyte_kernels::table;
+
+/// A kernel in Metal's language.
+fn metal(shader: &Shader) -> String {
+    use naga::back::msl;
+    let module = naga::front::wgsl::parse_str(&shader.text)
+        .unwrap_or_else(|error| panic!("{}: {}", shader.name, error.emit_to_string(&shader.text)));
+    let mut validator =
+        naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all());
+    let info = validator
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{}: {}", shader.name, error.emit_to_string(&shader.text)));
+    let options = msl::Options {
+        lang_version: (2, 4),
+        fake_missing_bindings: true,
+        zero_initialize_workgroup_memory: false,
+        bounds_check_policies: naga::proc::BoundsCheckPolicies {
+            index: naga::proc::BoundsCheckPolicy::Unchecked,
+            buffer: naga::proc::BoundsCheckPolicy::Unchecked,
+            ..Default::default()
+        },
+        force_loop_bounding: false,
+        ..Default::default()
+    };
+    let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+        .unwrap_or_else(|error| panic!("{}: {error}", shader.name));
+    text
+}
+
+fn snapshot(shader: &Shader) {
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(shader.name.replace(' ', "_"), metal(shader));
+    });
+}
+
+fn decoders() -> impl Iterator<Item = Decoder> {
+    table::all().map(Decoder::of).chain([128, 32].map(Decoder::fp8))
+}
+
+#[test]
+fn decoders_of_a_name_have_one_text() {
+    let mut texts = HashMap::new();
+    for decoder in decoders() {
+        let known = texts.insert(decoder.name.clone(), decoder.text);
+        assert_eq!(known, None, "{} is twice in the table", decoder.name);
+    }
+}
+
+#[test]
+fn every_decoder_is_valid() {
+    // Of MLX's affine formats, which differ in constants, some.
+    let shown = ["4bit-g64", "3bit-g32-f16", "5bit-g128-f32", "8bit-g64"].map(|name| format!("mlx {name}"));
+    for decoder in decoders() {
+        let shader = decode(&decoder);
+        if !decoder.name.contains("bit-g") || shown.contains(&decoder.name) {
+            snapshot(&shader);
+        } else {
+            metal(&shader);
+        }
+    }
+}
