@@ -1,9 +1,16 @@
 //! [`Ops`](crate::ops::Ops) on a graphics processor: Metal on a Mac, Vulkan elsewhere.
 
 mod adapters;
+mod attention;
+mod copy;
+mod delta;
 mod device;
+mod divergence;
 mod pool;
+mod spans;
 mod tensor;
+#[cfg(test)]
+mod testing;
 
 pub use adapters::{adapters, open, real};
 pub use device::Device;
