@@ -4,6 +4,9 @@
 //! `KL(r ‖ m) = Σ p (lr - lm) - ln Zr + ln Zm`: sums over the vocabulary that need no second look. Exponentials are summed
 //! as pairs of floats without loss of what a float cannot hold, tiles in `f64`, so that the divergence of nearly equal models
 //! is accurate to 1e-7 although it is a small difference of large sums.
+//!
+//! Graphics processors sum up a tile by themselves, and [`State::merge`] takes their sums in. With those comes a further one,
+//! out of which small divergences are accurate relative to themselves.
 
 use crate::exponential::exp_pair;
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -12,21 +15,34 @@ use crate::softmax::maximum;
 /// What is known of one token after some tiles of the vocabulary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct State {
-    model: Logits,
-    /// The reference's logits and `Σ exp(lr - max lr) (lr - lm)`.
-    reference: Option<(Logits, f64)>,
+    /// The model's logits.
+    pub model: Logits,
+    /// What comes of the reference's.
+    pub reference: Option<Reference>,
 }
 
 /// One model's logits so far.
 #[derive(Clone, Copy, Debug)]
-struct Logits {
-    max: f32,
+pub struct Logits {
+    /// The largest.
+    pub max: f32,
     /// The lowest index that has the maximum.
-    argmax: usize,
+    pub argmax: usize,
     /// `Σ exp(l - max)`.
-    sum: f64,
+    pub sum: f64,
     /// The logit of the token that the text has; NaN until it is seen.
-    target: f32,
+    pub target: f32,
+}
+
+/// The reference's logits so far, and how the model's differ.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference {
+    /// The reference's logits.
+    pub logits: Logits,
+    /// `Σ exp(lr - max lr) (lr - lm)`.
+    pub difference: f64,
+    /// `Σ exp(lr - max lr) (exp(d) - 1 - d)` with `d = (lm - max lm) - (lr - max lr)`; NaN if it isn't known.
+    pub excess: f64,
 }
 
 /// How one token was predicted, in nats. Not finite if a logit is not.
@@ -68,16 +84,68 @@ pub fn update(
 }
 
 impl State {
+    /// Takes in what is known of a later tile of the vocabulary, that one alone.
+    pub fn merge(&mut self, tile: &State) {
+        if self.model.max == f32::NEG_INFINITY {
+            *self = *tile;
+            return;
+        }
+        let before = self.model;
+        self.model.merge(&tile.model);
+        let Some((ours, theirs)) = self.reference.as_mut().zip(tile.reference) else { return };
+        let [scale, tile_scale] = ours.logits.scales(&theirs.logits);
+        let mut merged = ours.logits;
+        merged.merge(&theirs.logits);
+        let shift = f64::from(self.model.max) - f64::from(merged.max);
+        *ours = Reference {
+            logits: merged,
+            difference: scale * ours.difference + tile_scale * theirs.difference,
+            excess: scale * ours.excess_from(&before, shift)
+                + tile_scale * theirs.excess_from(&tile.model, shift),
+        };
+    }
+
     /// What all the tiles say.
     pub fn finish(&self) -> Prediction {
         let nll = self.model.nll();
-        let against = self.reference.map(|(reference, difference)| Against {
-            nll: reference.nll(),
-            probability: (-reference.nll()).exp(),
-            kld: difference / reference.sum - (reference.log_sum() - self.model.log_sum()),
-            same_top: reference.argmax == self.model.argmax,
+        let against = self.reference.map(|reference| Against {
+            nll: reference.logits.nll(),
+            probability: (-reference.logits.nll()).exp(),
+            kld: reference.divergence(&self.model),
+            same_top: reference.logits.argmax == self.model.argmax,
         });
         Prediction { nll, probability: (-nll).exp(), against }
+    }
+}
+
+impl Reference {
+    /// By how much the model's largest logit is above the reference's.
+    fn shift(&self, model: &Logits) -> f64 {
+        f64::from(model.max) - f64::from(self.logits.max)
+    }
+
+    /// `Σ exp(lr - max lr) d`.
+    fn shifted(&self, model: &Logits) -> f64 {
+        -self.difference - self.shift(model) * self.logits.sum
+    }
+
+    /// The excess if maxima were `shift` apart.
+    fn excess_from(&self, model: &Logits, shift: f64) -> f64 {
+        // exp(d + s) - 1 - (d + s) = (exp(d) - 1 - d) + (exp(s) - 1) (exp(d) - 1) + (exp(s) - 1 - s).
+        let s = self.shift(model) - shift;
+        self.excess + s.exp_m1() * (self.shifted(model) + self.excess) + self.logits.sum * (s.exp_m1() - s)
+    }
+
+    fn divergence(&self, model: &Logits) -> f64 {
+        /// Beyond, an excess in single precision is not good enough.
+        const SMALL: f64 = 0.1;
+        let sum = self.logits.sum;
+        let (shifted, excess) = (self.shifted(model) / sum, self.excess / sum);
+        if shifted.abs() < SMALL && excess < SMALL {
+            // But for the maxima, Zm / Zr is 1 + shifted + excess: nothing large cancels.
+            return (shifted + excess).ln_1p() - shifted;
+        }
+        self.difference / sum - (self.logits.log_sum() - model.log_sum())
     }
 }
 
@@ -94,6 +162,24 @@ impl Logits {
 
     fn nll(&self) -> f64 {
         self.log_sum() - f64::from(self.target)
+    }
+
+    /// What sums of exponentials are multiplied by, these and another's, when the two are put together.
+    fn scales(&self, other: &Logits) -> [f64; 2] {
+        let max = self.max.max(other.max);
+        [self.max, other.max].map(|own| (f64::from(own) - f64::from(max)).exp())
+    }
+
+    /// Takes in those of later tokens.
+    fn merge(&mut self, later: &Logits) {
+        let [scale, later_scale] = self.scales(later);
+        self.sum = scale * self.sum + later_scale * later.sum;
+        if later.max > self.max {
+            (self.max, self.argmax) = (later.max, later.argmax);
+        }
+        if !later.target.is_nan() {
+            self.target = later.target;
+        }
     }
 
     /// Moves to the maximum of a further tile too, and gives the factor by which sums of exponentials shrink.
@@ -163,7 +249,8 @@ impl Kernel for Update<'_> {
 
         let Some(reference) = self.reference else { return };
         let tile = Tile::new(reference);
-        let (logits, difference) = self.state.reference.get_or_insert_default();
+        let Reference { logits, difference, excess } = self.state.reference.get_or_insert_default();
+        *excess = f64::NAN;
         *difference *= logits.advance(s, &tile, self.first, self.target);
         let max = s.splat(logits.max);
         let (mut sum, mut differences) = (Sum::new(s), Sum::new(s));

@@ -101,3 +101,71 @@ pub fn decode(decoder: &Decoder) -> Shader {
     let text = [WORDS, &decoder.text, include_str!("decode.wgsl")].join("\n");
     Shader { name: format!("decode {}", decoder.name), text }
 }
+
+const EXPONENTIAL: &str = include_str!("exponential.wgsl");
+
+/// Copies heads from matrix to matrix.
+pub fn copy() -> Shader {
+    Shader { name: "copy".to_owned(), text: include_str!("copy.wgsl").to_owned() }
+}
+
+/// Attention with keys and values of these widths, for so many queries at a time: a multiple of 4 that divides 1024.
+pub fn attention(key: usize, value: usize, queries: usize) -> Shader {
+    let constants = format!("const KEY = {key}u;\nconst VALUE = {value}u;\nconst QUERIES = {queries}u;\n");
+    let [q, k, v] = [("q", 0, key), ("k", 1, key), ("v", 2, value)].map(|(name, binding, width)| {
+        let (element, body) = if width % 4 == 0 {
+            ("vec4<f32>", format!("    return {name}[at / 4u + quad];\n"))
+        } else {
+            let body = format!(
+                "    var four = vec4(0.0);\n    for (var i = 0u; i < min(4u, {width}u - 4u * quad); i++) {{\n        \
+                 four[i] = {name}[at + 4u * quad + i];\n    }}\n    return four;\n"
+            );
+            ("f32", body)
+        };
+        format!(
+            "@group(0) @binding({binding}) var<storage, read> {name}: array<{element}>;\n\
+             fn {name}4(at: u32, quad: u32) -> vec4<f32> {{\n{body}}}\n"
+        )
+    });
+    let (element, body) = if value % 4 == 0 {
+        ("vec4<f32>", "    attended[at / 4u + quad] = four;\n".to_owned())
+    } else {
+        let body = format!(
+            "    for (var i = 0u; i < min(4u, {value}u - 4u * quad); i++) {{\n        \
+             attended[at + 4u * quad + i] = four[i];\n    }}\n"
+        );
+        ("f32", body)
+    };
+    let store = format!(
+        "@group(0) @binding(3) var<storage, read_write> attended: array<{element}>;\n\
+         fn store4(at: u32, quad: u32, four: vec4<f32>) {{\n{body}}}\n"
+    );
+    let text = [&constants, &q, &k, &v, &store, EXPONENTIAL, include_str!("attention.wgsl")].join("\n");
+    Shader { name: format!("attention {key} {value} {queries}"), text }
+}
+
+/// The short convolution before the delta rule.
+pub fn convolution() -> Shader {
+    let text = [EXPONENTIAL, include_str!("convolution.wgsl")].join("\n");
+    Shader { name: "convolution".to_owned(), text }
+}
+
+/// Columns of the state that a workgroup of [`delta_rule`] has.
+pub const DELTA_COLUMNS: usize = 16;
+
+/// The gated delta rule with heads of these widths.
+pub fn delta_rule(key: usize, value: usize) -> Shader {
+    let constants = format!("const KEY = {key}u;\nconst VALUE = {value}u;\n");
+    let text = [&constants, EXPONENTIAL, include_str!("delta.wgsl")].join("\n");
+    Shader { name: format!("delta rule {key} {value}"), text }
+}
+
+/// Words of a row of what [`divergence`] gives.
+pub const DIVERGENCE_WORDS: usize = 13;
+
+/// What a tile of logits contributes to the figures of [`divergence`](crate::divergence), with a reference or without.
+pub fn divergence(reference: bool) -> Shader {
+    let constants = format!("const REFERENCE = {reference};\n");
+    let text = [&constants, EXPONENTIAL, include_str!("divergence.wgsl")].join("\n");
+    Shader { name: format!("divergence {reference}"), text }
+}

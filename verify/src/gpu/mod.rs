@@ -13,7 +13,10 @@ mod ops;
 mod pool;
 mod resident;
 mod rowwise;
+mod spans;
 mod tensor;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
