@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
-use halfbyte_kernels::shaders::{Decoder, Shader, decode};
-use halfbyte_kernels::table;
+use halfbyte_kernels::shaders::{
+    Decoder, Function, Operands, Other, Shader, Unit, decode, elementwise, gather, halve, matmul, rms_norm,
+    rope, scatter_add,
+};
+use halfbyte_kernels::{q4_k, table};
 
 /// A kernel in Metal's language.
 fn metal(shader: &Shader) -> String {
@@ -63,4 +66,34 @@ fn every_decoder_is_valid() {
             metal(&shader);
         }
     }
+}
+
+#[test]
+fn products_are_valid() {
+    let decoder = Decoder::of(&q4_k::Q4_K);
+    for operands in [Operands::F32, Operands::F16] {
+        for unit in [Unit::Plain, Unit::Cooperative] {
+            snapshot(&matmul(&decoder, operands, unit));
+        }
+    }
+}
+
+#[test]
+fn what_is_done_to_rows_is_valid() {
+    use Function::{Add, Clamped, GeluTanh, Multiply, Scale, SigmoidGate, Silu, SoftCap};
+    let elementwise = [
+        (Add, Other::Same),
+        (Add, Other::Column),
+        (Multiply, Other::Row),
+        (Scale, Other::None),
+        (SoftCap, Other::None),
+        (SigmoidGate, Other::Same),
+        (SigmoidGate, Other::Row),
+        (Silu, Other::Same),
+        (GeluTanh, Other::Same),
+        (Clamped, Other::Same),
+    ]
+    .map(|(function, other)| elementwise(function, other));
+    let others = [rms_norm(), rope(), gather(), scatter_add(), halve()];
+    elementwise.iter().chain(&others).for_each(snapshot);
 }

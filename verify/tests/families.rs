@@ -2,11 +2,10 @@
 
 mod support;
 
-use halfbyte_verify::Precision;
 use halfbyte_verify::forward::Forward;
-use halfbyte_verify::ops::Ops;
 use halfbyte_verify::store::Space;
 use halfbyte_verify::weights::Weights;
+use halfbyte_verify::{Precision, Processor};
 
 const VOCABULARY: usize = 512;
 
@@ -17,7 +16,10 @@ fn sequences() -> Vec<Vec<u32>> {
 }
 
 /// Logits of all tokens, on whatever device: [tokens, vocabulary].
-fn run<O: Ops>(mut forward: Forward<O>) -> Vec<f32> {
+fn run(weights: &Weights, processor: &Processor, precision: Precision, tokens: &[Vec<u32>]) -> Vec<f32> {
+    let (space, memory) = (Space::new(1 << 30), 1 << 30);
+    let forward = Forward::new(weights, weights, processor, precision, tokens, &space, memory);
+    let mut forward = forward.expect("embedding");
     for layer in 0..forward.layers() {
         forward.layer(layer).expect("layer");
     }
@@ -27,7 +29,7 @@ fn run<O: Ops>(mut forward: Forward<O>) -> Vec<f32> {
 
 /// The same on the processor.
 fn on_cpu(weights: &Weights, tokens: &[Vec<u32>]) -> Vec<f32> {
-    run(Forward::on_cpu(weights, Precision::F32, tokens, &Space::new(1 << 30), 1 << 30).expect("embedding"))
+    run(weights, &Processor::Cpu, Precision::F32, tokens)
 }
 
 /// The largest difference, over the largest logit.
@@ -38,12 +40,31 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).fold(0.0f32, |max, (a, b)| max.max((a - b).abs())) / largest
 }
 
+/// A graphics processor, or Mesa's software one, gives the same: in single precision within what sums in another order cost, in half
+/// precision within what rounding to 11 bits costs a model of random weights.
+#[cfg(feature = "gpu")]
+fn check_on_gpu(weights: &Weights, tokens: &[Vec<u32>], logits: &[f32]) {
+    use std::sync::LazyLock;
+
+    static GPU: LazyLock<Processor> = LazyLock::new(|| {
+        let device = halfbyte_verify::gpu::open(0, |line| panic!("{line}"));
+        Processor::Gpu(device.expect("a graphics processor, or Mesa's software one (mesa-vulkan-drivers)"))
+    });
+    for (precision, allowed) in [(Precision::F32, 2e-5), (Precision::Fixed, 2e-2)] {
+        let off = difference(&run(weights, &GPU, precision, tokens), logits);
+        eprintln!("{} {precision:?}: {off:.1e}", weights.hyper.arch);
+        assert!(off < allowed, "on a graphics processor, in {precision:?}, logits differ by {off:.1e}");
+    }
+}
+
 fn check(family: &str) {
     let folder = tempfile::tempdir().expect("temporary folder");
     support::checkpoint(family, folder.path());
     let weights = Weights::open(&folder.path().into()).expect("model");
     let tokens = sequences();
     let logits = on_cpu(&weights, &tokens);
+    #[cfg(feature = "gpu")]
+    check_on_gpu(&weights, &tokens, &logits);
     let (first, second) = logits.split_at(24 * VOCABULARY);
 
     // After the last norm, the head's weights alone say how large logits are: 1, or 8 where it is the embedding.

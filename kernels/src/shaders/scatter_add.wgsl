@@ -5,7 +5,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> from: array<f32>;
+@group(0) @binding(0) var<storage, read> source: array<f32>;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> factors: array<f32>;
 @group(0) @binding(3) var<storage, read_write> sum: array<f32>;
@@ -16,6 +16,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i < p.count {
         let row = i / p.columns;
         let at = rows[row] * p.columns + i % p.columns;
-        sum[at] += factors[row] * from[i];
+        sum[at] += factors[row] * source[i];
     }
 }

@@ -149,7 +149,7 @@ mod tests {
         });
         let cpu = Cpu::new(&NoWeights, Precision::F32);
         let [q, k, v] = [0, 1, 2].map(|i| cpu.upload(inputs[i].clone(), columns[i]));
-        let want = cpu.download(cpu.attend(&q, &k, &v, a, &sequences));
+        let want = cpu.download(cpu.attend(&q, &k, &v, a, &sequences)).expect("values");
         let [q, k, v] = [0, 1, 2].map(|i| Tensor::with(device, &inputs[i], columns[i]));
         let out = attend(device, &q, &k, &v, a, &sequences);
         let got = device.read(out.buffer(), out.bytes()).expect("values");

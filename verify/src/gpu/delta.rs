@@ -104,7 +104,7 @@ mod tests {
         for (columns, taps) in [(100, 4), (64, 1), (3, 9)] {
             let (x, taps) = (noise(281 * columns, 1), noise(taps * columns, 2));
             let want = cpu.short_convolution(&cpu.upload(x.clone(), columns), &taps, &sequences);
-            let want = cpu.download(want);
+            let want = cpu.download(want).expect("values");
             for binding in [u64::MAX, 4 * 128 * columns as u64] {
                 let device = limited(binding);
                 let x = Tensor::with(&device, &x, columns);
@@ -130,7 +130,7 @@ mod tests {
             .map(|i| noise(tokens * columns[i], i as u64).iter().map(|x| x * factors[i]).collect())
             .collect();
         let [q, k, v, a, b] = [0, 1, 2, 3, 4].map(|i| cpu.upload(input[i].clone(), columns[i]));
-        let want = cpu.download(cpu.delta_rule(&q, &k, &v, &a, &b, rule, &sequences));
+        let want = cpu.download(cpu.delta_rule(&q, &k, &v, &a, &b, rule, &sequences)).expect("values");
         let [q, k, v, a, b] = [0, 1, 2, 3, 4].map(|i| Tensor::with(&device, &input[i], columns[i]));
         let out = delta_rule(&device, &q, &k, &v, &a, &b, rule, &sequences);
         let error = error(&values(&out), &want);

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     /// The device that tests run on: the first there is, which on a machine without a graphics processor is Mesa's lavapipe.
-    pub fn device() -> std::sync::Arc<Device> {
+    pub fn device() -> Arc<Device> {
         open(0, |_| ()).expect("a graphics processor, or Mesa's software one (Debian: mesa-vulkan-drivers)")
     }
 

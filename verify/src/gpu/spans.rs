@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn sequences_go_together_as_far_as_they_fit() {
-        let mut device = Device::open(&crate::gpu::adapters()[0]).expect("a device");
+        let mut device = Device::open(&crate::gpu::adapters()[0], |_| ()).expect("a device");
         device.binding = 4 * 64 * 20;
         let sequences = Sequences { lengths: vec![7, 0, 13, 1, 21, 3] };
         let found = spans(&device, &sequences, &[64, 32]);

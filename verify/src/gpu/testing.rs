@@ -25,7 +25,8 @@ impl Tap for NoWeights {
 
 /// The first device, as if it could bind no more than so many bytes.
 pub fn limited(binding: u64) -> Arc<Device> {
-    let mut device = Device::open(&adapters()[0]).expect("a graphics processor, or Mesa's software one");
+    let mut device =
+        Device::open(&adapters()[0], |_| ()).expect("a graphics processor, or Mesa's software one");
     device.binding = device.binding.min(binding);
     Arc::new(device)
 }

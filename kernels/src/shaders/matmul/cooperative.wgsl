@@ -34,8 +34,8 @@ fn main(
 ) {
     let row = group.x * TILE;
     let token = group.y * TILE;
-    for (var pass = 0u; pass < 4u; pass += subgroups) {
-        let quarter = min(pass + subgroup, 3u);
+    for (var done = 0u; done < 4u; done += subgroups) {
+        let quarter = min(done + subgroup, 3u);
         let down = (quarter / 2u) * 32u;
         let right = (quarter % 2u) * 32u;
         var sum00 = coop_mat8x8<f32, C>();
