@@ -64,9 +64,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let at = ((row + i / KEY4) * p.key_heads + key_head) * KEY + element;
             var query = vec4(0.0);
             var key = vec4(0.0);
-            for (var e = 0u; e < min(4u, KEY - min(KEY, element)); e++) {
-                query[e] = q[at + e];
-                key[e] = k[at + e];
+            if element + 4u <= KEY {
+                query = vec4(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
+                key = vec4(k[at], k[at + 1u], k[at + 2u], k[at + 3u]);
+            } else {
+                for (var e = 0u; element + e < KEY; e++) {
+                    query[e] = q[at + e];
+                    key[e] = k[at + e];
+                }
             }
             queries[i] = query;
             keys[i] = key;

@@ -79,8 +79,10 @@ fn exp_pair(x: vec2<f32>) -> vec2<f32> {
     let lost = rounded(high - r) - n * LN2_LOW;
     let one_plus = rounded(1.0 + r);
     let rest = (r - rounded(one_plus - 1.0)) + fma(r * r, exp_tail(r), lost);
-    let power = power_of_two(n);
-    return select(power * vec2(one_plus, fma(one_plus, x.y, rest)), vec2(0.0), x.x < -87.0);
+    let small = fma(one_plus, x.y, rest);
+    let sum = rounded(one_plus + small);
+    let pair = power_of_two(n) * vec2(sum, small - rounded(sum - one_plus));
+    return select(pair, vec2(0.0), x.x < -87.0);
 }
 
 fn is_broken(bits: u32) -> bool {
@@ -170,7 +172,7 @@ fn main(
                 var d = difference_pair(model_below.x, below.x);
                 d.y += model_below.y - below.y;
                 sums.difference = sum_pair(sums.difference, product_pair(weight, d));
-                sums.excess += excess(d.x, weight.x, model_weight.x);
+                sums.excess += excess(d.x + d.y, weight.x, model_weight.x);
             }
         }
     }
