@@ -77,7 +77,7 @@ fn sees4(query: u32, key: u32) -> vec4<bool> {
     return (vec4(key) <= queries) & (queries - vec4(key) < vec4(p.window));
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let tile = tiles[p.first_tile + group.x];
     let head = group.y;

@@ -1,5 +1,5 @@
 // What a tile of the vocabulary contributes to a token's figures: a workgroup for each row of logits, see kernels::divergence. In front
-// comes REFERENCE: whether there is one, or the model's logits are bound in its place.
+// come REFERENCE: whether there is one, or the model's logits are bound in its place, and WORDS: how many a row of the result has.
 //
 // Sums are pairs of floats, whose second holds what the first loses to rounding. Compilers that take floats for real numbers would find
 // that to be nothing; so what must be rounded goes through `rounded`, which they can't see through. What is not finite is
@@ -21,8 +21,6 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;
 
 const THREADS = 128u;
-// Words of a row of the result.
-const WORDS = 13u;
 const LOWEST = -0x1.fffffep+127f;
 const NAN = 0x7fc00000u;
 
@@ -123,7 +121,7 @@ fn excess(d: f32, weight: f32, model_weight: f32) -> f32 {
     return select(model_weight - weight - weight * d, weight * d * d * series, abs(d) < 0.5);
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,

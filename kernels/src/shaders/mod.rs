@@ -110,7 +110,8 @@ pub const DELTA_COLUMNS: usize = 16;
 
 /// The gated delta rule with heads of these widths.
 pub fn delta_rule(key: usize, value: usize) -> Shader {
-    let constants = format!("const KEY = {key}u;\nconst VALUE = {value}u;\n");
+    let constants =
+        format!("const KEY = {key}u;\nconst VALUE = {value}u;\nconst COLUMNS = {DELTA_COLUMNS}u;\n");
     let text = [&constants, EXPONENTIAL, include_str!("delta.wgsl")].join("\n");
     Shader { name: format!("delta rule {key} {value}"), text }
 }
@@ -120,7 +121,7 @@ pub const DIVERGENCE_WORDS: usize = 13;
 
 /// What a tile of logits contributes to the figures of [`divergence`](crate::divergence), with a reference or without.
 pub fn divergence(reference: bool) -> Shader {
-    let constants = format!("const REFERENCE = {reference};\n");
+    let constants = format!("const REFERENCE = {reference};\nconst WORDS = {DIVERGENCE_WORDS}u;\n");
     let text = [&constants, EXPONENTIAL, include_str!("divergence.wgsl")].join("\n");
     Shader { name: format!("divergence {reference}"), text }
 }
