@@ -1,8 +1,8 @@
 // Causal softmax attention with grouped queries: a workgroup takes a tile of queries of one head through the keys that it sees, tile by
 // tile, with the running maximum and sum of an online softmax (https://arxiv.org/abs/1805.02867).
 //
-// In front come KEY, VALUE and QUERIES, and what reads the matrices by four columns: q4, k4, v4 and store4, given the place where a
-// head begins in its row and which four of its columns.
+// In front come KEY, VALUE and QUERIES, and what reads matrices by four columns: q4, k4 and v4, and writes one: attended4, given the
+// place where a head begins and which four of its columns.
 struct Params {
     heads: u32,
     kv_heads: u32,
@@ -77,7 +77,7 @@ fn sees4(query: u32, key: u32) -> vec4<bool> {
     return (vec4(key) <= queries) & (queries - vec4(key) < vec4(p.window));
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let tile = tiles[p.first_tile + group.x];
     let head = group.y;
@@ -210,7 +210,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let row = tile.query + block / VALUE4 * 4u + i;
                 if row < tile.length {
                     let at = ((tile.row + row) * p.heads + head) * VALUE;
-                    store4(at, block % VALUE4, result[4u * j + i] * factor[i]);
+                    attended4(at, block % VALUE4, result[4u * j + i] * factor[i]);
                 }
             }
         }

@@ -1,5 +1,5 @@
 // The gated delta rule (https://arxiv.org/abs/2412.06464) of one value head in one sequence. Columns of the state know nothing of each
-// other: a workgroup has sixteen, each in the registers of four threads. In front come KEY and VALUE.
+// other: a workgroup has COLUMNS, each in the registers of four threads. In front come that, KEY and VALUE.
 //
 // With S the state before a token, d what it is multiplied by and n = rate · (v - d kᵀS) what is new, it becomes d S + k ⊗ n, and
 // the output is d qᵀS + (q · k) n: all that the threads of a column have to tell each other is known before the state changes.
@@ -23,7 +23,7 @@ struct Sequence {
 @group(0) @binding(6) var<storage, read> sequences: array<Sequence>;
 @group(0) @binding(7) var<storage, read_write> result: array<f32>;
 
-const COLUMNS = 16u;
+// Threads that share a column.
 const PARTS = 4u;
 const THREADS = COLUMNS * PARTS;
 const BLOCKS = (VALUE + COLUMNS - 1u) / COLUMNS;
@@ -42,7 +42,7 @@ var<workgroup> rate: array<f32, TOKENS>;
 // kᵀS, qᵀS and q · k, of this token and of the one before it, which slower threads may still read.
 var<workgroup> partial: array<vec3<f32>, 2u * THREADS>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let sequence = sequences[group.y];
     let head = group.x / BLOCKS;
@@ -64,9 +64,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let at = ((row + i / KEY4) * p.key_heads + key_head) * KEY + element;
             var query = vec4(0.0);
             var key = vec4(0.0);
-            for (var e = 0u; e < min(4u, KEY - min(KEY, element)); e++) {
-                query[e] = q[at + e];
-                key[e] = k[at + e];
+            if element + 4u <= KEY {
+                query = vec4(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
+                key = vec4(k[at], k[at + 1u], k[at + 2u], k[at + 3u]);
+            } else {
+                for (var e = 0u; element + e < KEY; e++) {
+                    query[e] = q[at + e];
+                    key[e] = k[at + e];
+                }
             }
             queries[i] = query;
             keys[i] = key;

@@ -1,5 +1,5 @@
 // What a tile of the vocabulary contributes to a token's figures: a workgroup for each row of logits, see kernels::divergence. In front
-// comes REFERENCE: whether there is one, or the model's logits are bound in its place.
+// come REFERENCE: whether there is one, or the model's logits are bound in its place, and WORDS: how many a row of the result has.
 //
 // Sums are pairs of floats, whose second holds what the first loses to rounding. Compilers that take floats for real numbers would find
 // that to be nothing; so what must be rounded goes through `rounded`, which they can't see through. What is not finite is
@@ -21,8 +21,6 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;
 
 const THREADS = 128u;
-// Words of a row of the result.
-const WORDS = 13u;
 const LOWEST = -0x1.fffffep+127f;
 const NAN = 0x7fc00000u;
 
@@ -79,8 +77,10 @@ fn exp_pair(x: vec2<f32>) -> vec2<f32> {
     let lost = rounded(high - r) - n * LN2_LOW;
     let one_plus = rounded(1.0 + r);
     let rest = (r - rounded(one_plus - 1.0)) + fma(r * r, exp_tail(r), lost);
-    let power = power_of_two(n);
-    return select(power * vec2(one_plus, fma(one_plus, x.y, rest)), vec2(0.0), x.x < -87.0);
+    let small = fma(one_plus, x.y, rest);
+    let sum = rounded(one_plus + small);
+    let pair = power_of_two(n) * vec2(sum, small - rounded(sum - one_plus));
+    return select(pair, vec2(0.0), x.x < -87.0);
 }
 
 fn is_broken(bits: u32) -> bool {
@@ -121,7 +121,7 @@ fn excess(d: f32, weight: f32, model_weight: f32) -> f32 {
     return select(model_weight - weight - weight * d, weight * d * d * series, abs(d) < 0.5);
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -170,7 +170,7 @@ fn main(
                 var d = difference_pair(model_below.x, below.x);
                 d.y += model_below.y - below.y;
                 sums.difference = sum_pair(sums.difference, product_pair(weight, d));
-                sums.excess += excess(d.x, weight.x, model_weight.x);
+                sums.excess += excess(d.x + d.y, weight.x, model_weight.x);
             }
         }
     }

@@ -110,7 +110,6 @@ mod tests {
                 let x = Tensor::with(&device, &x, columns);
                 let got = values(&short_convolution(&device, &x, &taps, &sequences));
                 let error = error(&got, &want);
-                println!("{columns} columns: {error:e}");
                 assert!(error < 1e-6, "{error}");
             }
         }
@@ -134,7 +133,6 @@ mod tests {
         let [q, k, v, a, b] = [0, 1, 2, 3, 4].map(|i| Tensor::with(&device, &input[i], columns[i]));
         let out = delta_rule(&device, &q, &k, &v, &a, &b, rule, &sequences);
         let error = error(&values(&out), &want);
-        println!("{} × {}, gates {gates}: {error:e}", rule.key, rule.value);
         assert!(error < 1e-5, "{error} with {rule:?}");
     }
 

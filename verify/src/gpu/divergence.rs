@@ -123,7 +123,8 @@ mod tests {
         let targets: Vec<u32> = (0..rows).map(|row| (row * 977 % sizes[0]) as u32).collect();
         let [got, cpu] = predict(device, Some(reference), model, sizes, &targets);
         let [alone, _] = predict(device, None, model, sizes, &targets);
-        let mut worst = [0.0f64; 5];
+        // Both likelihoods, the divergence, and that relative to itself.
+        let mut worst = [0.0f64; 4];
         for (i, (got, cpu)) in got.iter().zip(&cpu).enumerate() {
             let row = i * sizes[0]..(i + 1) * sizes[0];
             let [reference_nll, nll, kld] = exact(&reference[row.clone()], &model[row], targets[i] as usize);
@@ -135,14 +136,12 @@ mod tests {
                 (against.nll - reference_nll).abs(),
                 (against.kld - kld).abs(),
                 (against.kld / kld - 1.0).abs(),
-                (cpu.kld - kld).abs(),
             ];
             for (worst, error) in worst.iter_mut().zip(errors) {
                 *worst = if error <= *worst { *worst } else { error };
             }
         }
-        println!("nll, reference's, kld, relatively, the processor's kld: {worst:?}");
-        assert!(worst[0] < 1e-6 && worst[1] < 1e-6 && worst[2] < 1e-7 && worst[3] < relative, "{worst:?}");
+        assert!(worst[0] < 1e-8 && worst[1] < 1e-8 && worst[2] < 5e-8 && worst[3] < relative, "{worst:?}");
     }
 
     #[test]
@@ -154,7 +153,7 @@ mod tests {
                 let reference: Vec<f32> = noise(n, 1).iter().map(|x| x * size + 2.0).collect();
                 for (step, shift) in [(1e-3, 0.0), (1e-3, -20.0), (0.05, 3.0), (1.0, -13.0), (20.0, 0.0)] {
                     let model = reference.iter().zip(noise(n, 2)).map(|(r, x)| r + step * x + shift);
-                    check(&device, &reference, &model.collect::<Vec<f32>>(), sizes, 1e-3);
+                    check(&device, &reference, &model.collect::<Vec<f32>>(), sizes, 1e-5);
                 }
             }
         }
@@ -164,7 +163,7 @@ mod tests {
     fn rows_that_can_not_be_bound_at_once_are_gone_through_in_parts() {
         let device = limited(4 * 64 * 100);
         let (reference, model) = (noise(200 * 100, 1), noise(200 * 100, 2));
-        check(&device, &reference, &model, [100, 100], 1e-5);
+        check(&device, &reference, &model, [100, 100], 1e-6);
     }
 
     #[test]
