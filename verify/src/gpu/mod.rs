@@ -1,6 +1,8 @@
 //! [`Ops`](crate::ops::Ops) on a graphics processor: Metal on a Mac, Vulkan elsewhere.
 
 mod adapters;
+#[cfg(test)]
+mod decode_tests;
 mod device;
 mod pool;
 mod tensor;
