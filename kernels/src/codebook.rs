@@ -2,7 +2,7 @@
 
 use crate::format::Format;
 use crate::grid::Grid;
-use crate::shaders::{decoder, packed};
+use crate::shaders::{Decoder, decoder, packed};
 use crate::simd::{LANES, Simd};
 
 /// The codebook of IQ4_NL and IQ4_XS (ggml's `kvalues_iq4nl`).
@@ -83,7 +83,7 @@ pub(crate) fn decode<S: Simd>(s: S, scale: f32, qs: &[u8; LANES], dst: &mut [f32
 }
 
 /// [`Format::shader`] of IQ4_NL and IQ4_XS.
-pub(crate) fn shader(format: &Format, part: &str) -> String {
+pub(crate) fn shader(format: &Format, part: &str) -> Decoder {
     let word = |i: usize| packed(&std::array::from_fn(|j| IQ4[4 * i + j] as i8 as u8));
     let names = ["CODEBOOK_0", "CODEBOOK_1", "CODEBOOK_2", "CODEBOOK_3"];
     let constants: [_; 4] = std::array::from_fn(|i| (names[i], word(i)));

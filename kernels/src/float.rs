@@ -6,6 +6,7 @@
 use std::marker::PhantomData;
 
 use crate::format::Format;
+use crate::shaders::decoder;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// The largest finite half float. Magnitudes from 65520 on round to infinity.
@@ -19,7 +20,7 @@ pub static F32: Format = Format {
     encode: Some(encode::<Single, 64>),
     decode: decode::<Single, 64>,
     lattice: None,
-    shader: |_| include_str!("shaders/decode/f32.wgsl").to_owned(),
+    shader: |format| decoder(format, &[], &[include_str!("shaders/decode/f32.wgsl")]),
 };
 
 /// IEEE 754 binary16.
@@ -30,7 +31,7 @@ pub static F16: Format = Format {
     encode: Some(encode::<Half, 32>),
     decode: decode::<Half, 32>,
     lattice: None,
-    shader: |_| include_str!("shaders/decode/f16.wgsl").to_owned(),
+    shader: |format| decoder(format, &[], &[include_str!("shaders/decode/f16.wgsl")]),
 };
 
 /// The upper half of binary32.
@@ -41,7 +42,7 @@ pub static BF16: Format = Format {
     encode: Some(encode::<Brain, 32>),
     decode: decode::<Brain, 32>,
     lattice: None,
-    shader: |_| include_str!("shaders/decode/bf16.wgsl").to_owned(),
+    shader: |format| decoder(format, &[], &[include_str!("shaders/decode/bf16.wgsl")]),
 };
 
 /// Sixteen floats to and from `BYTES` little-endian bytes.

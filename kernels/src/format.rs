@@ -1,6 +1,7 @@
 //! [`Format`]: one row of the table of block formats.
 
 use crate::lattice::Lattice;
+use crate::shaders::Decoder;
 use crate::simd::Isa;
 
 /// How the weights of a tensor are stored: blocks of `block` weights along a row, each block taking
@@ -22,8 +23,8 @@ pub struct Format {
     /// What codes can stand for in a block whose scales are chosen, or `None` where that is no lattice: in floats, in formats that
     /// this project only reads, and where codes are floats of eight bits.
     pub lattice: Option<&'static Lattice>,
-    /// Writes the WGSL that decodes, see [`Decoder`](crate::shaders::Decoder).
-    pub shader: Shader,
+    /// How kernels for graphics processors decode.
+    pub shader: fn(format: &Format) -> Decoder,
 }
 
 /// Encodes `src` (a whole number of blocks) into one byte slice per plane.
@@ -36,9 +37,6 @@ pub type Encode =
 
 /// Decodes one byte slice per plane into `dst` (a whole number of blocks).
 pub type Decode = fn(format: &Format, isa: Isa, planes: &[&[u8]], dst: &mut [f32]);
-
-/// Writes the WGSL that decodes a format.
-pub type Shader = fn(format: &Format) -> String;
 
 impl Format {
     /// Bits per weight over all planes.

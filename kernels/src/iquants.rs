@@ -7,7 +7,7 @@ use half::f16;
 
 use crate::format::Format;
 use crate::grids;
-use crate::shaders::{decoder, packed};
+use crate::shaders::{Decoder, decoder, packed};
 use crate::simd::Isa;
 
 /// Weights of a super-block.
@@ -35,7 +35,7 @@ macro_rules! formats {
                 }
             },
             lattice: None,
-            shader: |format| shader(format, &grids::$grid, &[$(include_str!(concat!("shaders/decode/", $part, ".wgsl"))),*]),
+            shader: |format| shader(format, &grids::$grid, [$(include_str!(concat!("shaders/decode/", $part, ".wgsl"))),*]),
         };
     )*};
 }
@@ -57,20 +57,13 @@ formats! {
     IQ1_M "iq1_m" 56 iq1_m IQ1_S ["iq1" "iq1_m"];
 }
 
-/// [`Format::shader`]: a codebook's entries two a word, and the values of those whose indices stand for bytes.
-fn shader(format: &Format, grid: &[u16], parts: &[&str]) -> String {
-    let entries: Vec<String> = grid
-        .as_chunks()
-        .0
-        .iter()
-        .map(|[first, second]| format!("{:#x}u", u32::from(*second) << 16 | u32::from(*first)))
-        .collect();
-    let grid = format!("const GRID = array<u32, {}>({});\n", entries.len(), entries.join(","));
-    let byte = |x: f32| x as u8;
-    let [low, high] = [0, 4].map(|first| packed(&std::array::from_fn(|i| byte(IQ3_XXS_VALUES[first + i]))));
-    let constants = [("IQ2_VALUES", packed(&IQ2.map(byte))), ("IQ3_LOW", low), ("IQ3_HIGH", high)];
-    let shared: &[&str] = &[&grid, include_str!("shaders/decode/iquants.wgsl")];
-    decoder(format, &constants, &[shared, parts].concat())
+/// [`Format::shader`], with the values of those whose indices stand for bytes.
+fn shader(format: &Format, grid: &'static [u16], parts: [&str; 2]) -> Decoder {
+    let bytes = |values: [f32; 4]| packed(&values.map(|x| x as u8));
+    let [v @ .., a, b, c, d] = IQ3_XXS_VALUES;
+    let constants = [("IQ2_VALUES", bytes(IQ2)), ("IQ3_LOW", bytes(v)), ("IQ3_HIGH", bytes([a, b, c, d]))];
+    let parts = [include_str!("shaders/decode/iquants.wgsl"), parts[0], parts[1]];
+    Decoder { codebook: bytemuck::cast_slice(grid), ..decoder(format, &constants, &parts) }
 }
 
 fn u16_at(block: &[u8], at: usize) -> u16 {

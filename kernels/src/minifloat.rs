@@ -3,7 +3,7 @@
 //! Sources: OCP Microscaling Formats (MX) v1.0; the E4M3 without infinities of OCP FP8.
 
 use crate::format::Format;
-use crate::shaders::decoder;
+use crate::shaders::{Decoder, decoder};
 use crate::simd::{LANES, Simd};
 
 /// A small float format as the elements of a block.
@@ -90,7 +90,7 @@ pub(crate) const E2M1_GGUF: [f32; LANES] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// [`Format::shader`] of formats with such codes.
-pub(crate) fn shader(format: &Format, part: &str) -> String {
+pub(crate) fn shader(format: &Format, part: &str) -> Decoder {
     let parts =
         [include_str!("shaders/decode/codes.wgsl"), include_str!("shaders/decode/minifloats.wgsl"), part];
     decoder(format, &[], &parts)

@@ -11,7 +11,7 @@ use crate::float;
 use crate::format::Format;
 use crate::lanes::{gather, relative_importance};
 use crate::lattice::{Lattice, Levels};
-use crate::shaders::decoder;
+use crate::shaders::{Decoder, decoder};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::stored::{Bf16, Half, Single, Stored, rescale};
 
@@ -259,7 +259,7 @@ pub(crate) fn pack_eights<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
 }
 
 /// [`Format::shader`]
-fn shader<T: Stored>(format: &Format) -> String {
+fn shader<T: Stored>(format: &Format) -> Decoder {
     let constants = [("CODE_BITS", bits(format) as u32)];
     decoder(format, &constants, &[T::SHADER, include_str!("shaders/decode/affine.wgsl")])
 }

@@ -3,14 +3,14 @@
 
 use crate::format::Format;
 use crate::lanes::{scatter_words, word_of};
-use crate::shaders::decoder_of_codes;
+use crate::shaders::{Decoder, decoder_of_codes};
 use crate::simd::{LANES, Simd};
 
 /// Weights per block.
 pub const BLOCK: usize = 32;
 
 /// [`Format::shader`] of blocks with `bits` bits a code and `halves` half floats: a scale and perhaps an offset.
-pub fn shader(format: &Format, bits: u32, halves: u32) -> String {
+pub fn shader(format: &Format, bits: u32, halves: u32) -> Decoder {
     let constants = [("CODE_BITS", bits), ("HALVES", halves)];
     decoder_of_codes(format, &constants, include_str!("shaders/decode/q4_0.wgsl"))
 }

@@ -180,7 +180,7 @@ fn a_format_of_another_container_is_refused() {
         encode: None,
         decode: |_, _, _, _| {},
         lattice: None,
-        shader: |_| String::new(),
+        shader: |_| unreachable!("nothing multiplies with it"),
     };
     let error = refused(&[Tensor { name: "a", layer: None, shape: &[256], format: &OTHER }], &OPTIONS);
     assert!(matches!(error, Error::NotInContainer { .. }));

@@ -11,19 +11,6 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @group(0) @binding(1) var<storage, read> y: array<f32>;
 
-// The driver's own may overflow.
-fn tanh_(x: f32) -> f32 {
-    let t = abs(x);
-    let s = t * t;
-    let small = t * (1.0 + s * (-0.33333334 + s * (0.13333334 + s * (-0.053968254 + s * 0.021869488))));
-    let large = 1.0 - 2.0 / (exp(2.0 * min(t, 40.0)) + 1.0);
-    return sign(x) * select(large, small, t < 0.25);
-}
-
-fn sigmoid(x: f32) -> f32 {
-    return 1.0 / (1.0 + exp(-max(x, -80.0)));
-}
-
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = id.y * groups.x * 64u + id.x;

@@ -25,6 +25,9 @@ pub struct Decoder {
     pub name: String,
     /// `decode8` and what it needs.
     pub text: String,
+    /// What belongs in the buffer besides the weights, as if it were the second plane of a format that has but one: bytes at
+    /// `plane1()`. Of most formats there is nothing.
+    pub codebook: &'static [u8],
 }
 
 const WORDS: &str = include_str!("words.wgsl");
@@ -32,9 +35,7 @@ const WORDS: &str = include_str!("words.wgsl");
 impl Decoder {
     /// Of a format.
     pub fn of(format: &Format) -> Decoder {
-        // Names of GGUF's types and of MLX's modes may be the same; the former have one plane.
-        let container = if format.planes.len() > 1 { "mlx " } else { "" };
-        Decoder { name: format!("{container}{}", format.name), text: (format.shader)(format) }
+        (format.shader)(format)
     }
 
     /// For plain floats in single precision.
@@ -46,30 +47,34 @@ impl Decoder {
     /// [`widen_block_scaled`](crate::fp8::widen_block_scaled) does where scales are written out for every row. Rows are a whole number
     /// of blocks.
     pub fn fp8(block_columns: u32) -> Decoder {
-        let text = text(
-            &[("BLOCK_WEIGHTS", block_columns)],
-            &[include_str!("decode/minifloats.wgsl"), include_str!("decode/fp8.wgsl")],
-        );
-        Decoder { name: format!("fp8 {block_columns}"), text }
+        let parts = [include_str!("decode/minifloats.wgsl"), include_str!("decode/fp8.wgsl")];
+        let text = text(&[("BLOCK_WEIGHTS", block_columns)], &parts);
+        Decoder { name: format!("fp8 {block_columns}"), text, codebook: &[] }
     }
 }
 
-/// A text of constants, and what is written for all their values.
+/// Constants, and what is written for all their values.
 fn text(constants: &[(&str, u32)], parts: &[&str]) -> String {
-    let constants: Vec<String> =
+    let constants: String =
         constants.iter().map(|(name, value)| format!("const {name} = {value:#x}u;\n")).collect();
-    [&[constants.concat().as_str()], parts].concat().join("\n")
+    [&[constants.as_str()], parts].concat().join("\n")
 }
 
 /// The decoder of a format: the constants `BLOCK_WEIGHTS` and `BLOCK_BYTES` (in the first plane), others, and what is written for all
 /// their values.
-pub(crate) fn decoder(format: &Format, constants: &[(&str, u32)], parts: &[&str]) -> String {
+pub(crate) fn decoder(format: &Format, constants: &[(&str, u32)], parts: &[&str]) -> Decoder {
+    // Names of GGUF's types and of MLX's modes may be the same; the former have one plane.
+    let container = if format.planes.len() > 1 { "mlx " } else { "" };
     let own = [("BLOCK_WEIGHTS", format.block as u32), ("BLOCK_BYTES", format.planes[0] as u32)];
-    text(&[&own, constants].concat(), parts)
+    Decoder {
+        name: format!("{container}{}", format.name),
+        text: text(&[&own, constants].concat(), parts),
+        codebook: &[],
+    }
 }
 
 /// [`decoder`] of a format with codes in bytes or parts of them.
-pub(crate) fn decoder_of_codes(format: &Format, constants: &[(&str, u32)], part: &str) -> String {
+pub(crate) fn decoder_of_codes(format: &Format, constants: &[(&str, u32)], part: &str) -> Decoder {
     decoder(format, constants, &[include_str!("decode/codes.wgsl"), part])
 }
 

@@ -5,6 +5,8 @@ mod attention;
 mod bank;
 pub mod check;
 mod copy;
+#[cfg(test)]
+mod decode_tests;
 mod delta;
 mod device;
 mod divergence;

@@ -1,6 +1,6 @@
-// An entry of the codebook GRID: two a word.
+// An entry of the codebook, which lies where other formats have a second plane.
 fn entry(index: u32) -> u32 {
-    return (GRID[index >> 1u] >> ((index & 1u) * 16u)) & 0xffffu;
+    return half_word(plane1() + 2u * index);
 }
 
 // Eight signs stored in seven bits: the number of minus signs is even.

@@ -5,9 +5,9 @@ fn decode8(at: u32) -> Eight {
     let group = first / 32u;
     let header = block >> 2u;
     let steps = weights[header];
-    let packed = vec3(weights[header + 1u], weights[header + 2u], weights[header + 3u]) >> vec3((group & 3u) * 8u);
-    let later = vec2(packed.z & 15u, (packed.z >> 4u) & 15u) | ((packed.xy >> vec2(2u)) & vec2(0x30u));
-    let both = vec2<f32>(select(packed.xy & vec2(63u), later, group >= 4u));
+    let words = vec3(weights[header + 1u], weights[header + 2u], weights[header + 3u]) >> vec3((group & 3u) * 8u);
+    let later = vec2(words.z & 15u, (words.z >> 4u) & 15u) | ((words.xy >> vec2(2u)) & vec2(0x30u));
+    let both = vec2<f32>(select(words.xy & vec2(63u), later, group >= 4u));
     let scale = half_to_f32(steps & 0xffffu) * both.x;
     let minimum = half_to_f32(steps >> 16u) * both.y;
     var codes = folded(block + BLOCK_BYTES - 128u, first, 32u);
