@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use halfbyte_verify::Processor;
 use halfbyte_verify::{Error, Input, Options, Precision, evaluate, progress::Silent};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
@@ -65,6 +66,7 @@ fn error(model: &Path, against: Option<&Path>, tokens: &Path) -> Error {
         chunks: None,
         stride: None,
         logits: Some(tokens.with_file_name("logits.safetensors")),
+        processor: Processor::Cpu,
         precision: Precision::F32,
         threads: Some(1),
         memory: 1 << 20,
@@ -135,6 +137,7 @@ fn a_file_without_token_ids_is_refused() {
         chunks: None,
         stride: None,
         logits: None,
+        processor: Processor::Cpu,
         precision: Precision::F32,
         threads: None,
         memory: 1 << 20,

@@ -1,6 +1,6 @@
 //! What is done to rows or single elements.
 
-use super::Shader;
+use super::{EXPONENTIAL, Shader};
 
 fn shader(name: &str, text: &str) -> Shader {
     Shader { name: name.to_owned(), text: text.to_owned() }
@@ -46,11 +46,11 @@ pub fn elementwise(function: Function, other: Other) -> Shader {
         Function::Add => "return x + y;",
         Function::Multiply => "return x * y;",
         Function::Scale => "return p.a * x;",
-        Function::SoftCap => "return p.a * tanh_(x / p.a);",
+        Function::SoftCap => "return p.a * hyperbolic_tangent(x / p.a);",
         Function::SigmoidGate => "return x * sigmoid(y);",
         Function::Silu => "return x * sigmoid(x) * y;",
         Function::GeluTanh => {
-            "return 0.5 * x * (1.0 + tanh_(0.7978845608 * (x + 0.044715 * x * x * x))) * y;"
+            "return 0.5 * x * (1.0 + hyperbolic_tangent(0.7978845608 * (x + 0.044715 * x * x * x))) * y;"
         }
         Function::Clamped => {
             "let gate = min(x, p.b); return gate * sigmoid(p.a * gate) * (clamp(y, -p.b, p.b) + 1.0);"
@@ -63,7 +63,10 @@ pub fn elementwise(function: Function, other: Other) -> Shader {
         Other::Column => "return i % p.columns;",
     };
     let functions = format!("fn f(x: f32, y: f32) -> f32 {{ {f} }}\nfn other(i: u32) -> u32 {{ {at} }}\n");
-    Shader { name: format!("{function:?} {other:?}"), text: functions + include_str!("elementwise.wgsl") }
+    Shader {
+        name: format!("{function:?} {other:?}"),
+        text: [EXPONENTIAL, &functions, include_str!("elementwise.wgsl")].join("\n"),
+    }
 }
 
 /// Each run of columns divided by its root mean square.
@@ -90,4 +93,9 @@ pub fn scatter_add() -> Shader {
 pub fn halve() -> Shader {
     let text = format!("enable f16;\n{}", include_str!("halve.wgsl"));
     Shader { name: "halve".to_owned(), text }
+}
+
+/// Copies heads from matrix to matrix.
+pub fn copy() -> Shader {
+    shader("copy", include_str!("copy.wgsl"))
 }

@@ -1,6 +1,6 @@
 //! [`Device`]: a graphics processor, the pipelines made for it, and the commands on their way to it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,6 +49,8 @@ pub struct Device {
     pub(super) pool: Pool,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     recorder: Mutex<Recorder>,
+    /// Formats that it was seen to decode.
+    decoded: Mutex<HashSet<String>>,
     fault: Arc<Mutex<Option<Fault>>>,
     /// Gets a line for the user.
     pub(super) tell: fn(&str),
@@ -172,6 +174,7 @@ impl Device {
             pool: Pool::default(),
             pipelines: Mutex::default(),
             recorder: Mutex::default(),
+            decoded: Mutex::default(),
             fault,
             tell,
         })
@@ -221,6 +224,11 @@ impl Device {
                 true
             }
         }
+    }
+
+    /// Whether it was not asked this about a format before.
+    pub(super) fn is_new(&self, format: &str) -> bool {
+        lock(&self.decoded).insert(format.to_owned())
     }
 
     /// Whether it multiplies with cooperative matrices.

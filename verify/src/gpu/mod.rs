@@ -66,7 +66,14 @@ impl<'a> Gpu<'a> {
         let is_needed = |tensor: &OutputTensor| {
             tensor.layer == Some(layer as u32) && tensor.shape.len() == 2 && tensor.rows() > 1
         };
-        for (index, tensor) in weights.tensors.iter().enumerate().filter(|(_, tensor)| is_needed(tensor)) {
+        let needed = || weights.tensors.iter().enumerate().filter(|(_, tensor)| is_needed(tensor));
+        // As much as would drive out what is in use would be read for nothing.
+        let bytes =
+            needed().map(|(index, tensor)| tensor.elements() as f64 * weights.stored_as(index).1 / 8.0);
+        if bytes.sum::<f64>() > self.room as f64 / 2.0 {
+            return;
+        }
+        for (index, tensor) in needed() {
             let (rows, columns) = (0..tensor.rows() as usize, tensor.columns() as usize);
             let wanted = Wanted { tensor: index, rows, columns, grain: TILE, transposed: false };
             // What can't be read now will be asked for again.

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use formats::output::Map;
 use formats::rows::{Stored, rearrange};
-use kernels::shaders::Decoder;
+use kernels::shaders::{self, Decoder};
 use rayon::prelude::*;
 use wgpu::{Buffer, BufferUsages, Features};
 
-use super::device::{Device, lock};
+use super::device::{Binding, Device, lock};
+use super::tensor::{Tensor, groups_of};
 use crate::error::Result;
 use crate::tap::Tap;
 use crate::weights::Weights;
@@ -92,12 +93,12 @@ impl Resident {
         if let Some(matrix) = &*held {
             return Ok(matrix.clone());
         }
-        let made =
-            match weights.stored(wanted.tensor).filter(|stored| !wanted.transposed && fits(*stored, &wanted))
-            {
-                Some(stored) => as_stored(device, weights, stored, &wanted),
-                None => decoded(device, weights, &wanted),
-            }?;
+        // Kernels read eight weights at a time.
+        let fits = !wanted.transposed && wanted.columns.is_multiple_of(8);
+        let made = match weights.stored(wanted.tensor).filter(|_| fits) {
+            Some(stored) => as_stored(device, weights, stored, &wanted),
+            None => decoded(device, weights, &wanted),
+        }?;
         let made = Arc::new(made);
         *held = Some(made.clone());
         drop(held);
@@ -127,20 +128,46 @@ impl Resident {
     }
 }
 
-/// Whether a kernel can read such rows: eight weights at a time.
-fn fits(_: Stored, wanted: &Wanted) -> bool {
-    wanted.columns.is_multiple_of(8)
-}
-
 fn as_stored(device: &Arc<Device>, weights: &Weights, stored: Stored, wanted: &Wanted) -> Result<Matrix> {
     let decoder = match stored {
         Stored::Block(format) => Decoder::of(format),
         Stored::Fp8 { block } => Decoder::fp8(block),
     };
     let planes = stored.planes(wanted.columns as u64);
-    build(device, wanted, wanted.columns, decoder, &planes, |rows, out| {
+    let matrix = build(device, wanted, wanted.columns, decoder, &planes, |rows, out| {
         weights.stored_rows(wanted.tensor, rows, out)
-    })
+    })?;
+    if device.is_new(&matrix.decoder.name) {
+        check(device, weights, &matrix, wanted)?;
+    }
+    Ok(matrix)
+}
+
+/// Rows that are decoded on both sides, the first time that a device meets a format.
+const CHECKED: usize = 4;
+
+/// Whether the device decodes the first rows as the processor does.
+fn check(device: &Arc<Device>, weights: &Weights, matrix: &Matrix, wanted: &Wanted) -> Result<()> {
+    let Some(chunk) = matrix.chunks.first() else { return Ok(()) };
+    let rows = chunk.rows.start..chunk.rows.end.min(chunk.rows.start + CHECKED);
+    let mut expected = vec![0.0; rows.len() * wanted.columns];
+    weights.rows(wanted.tensor, rows.clone(), &mut expected)?;
+    let out = Tensor::unwritten(device, rows.len(), wanted.columns);
+    let eights = expected.len() / 8;
+    let bindings = [Binding::read(&chunk.buffer), out.write(&(0..rows.len()))];
+    let params = [chunk.planes[0], chunk.planes[1], eights as u32, 0];
+    device.run(&shaders::decode(&matrix.decoder), &bindings, &params, groups_of(eights.div_ceil(64)));
+    let found = device.read(out.buffer(), out.bytes())?;
+    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    // But for sums that a device may round once instead of twice, they are the same bits.
+    let is_same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 1e-6 * largest;
+    match found.iter().zip(&expected).find(|&(&found, &expected)| !is_same(found, expected)) {
+        Some((found, expected)) => Err(device.error(format!(
+            "decodes {} wrongly, {found:e} in the place of {expected:e} in tensor {}",
+            matrix.decoder.name, weights.tensors[wanted.tensor].name
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Rows that have no form of their own, in `f32`.
@@ -191,10 +218,11 @@ fn build(
     read: impl Fn(Range<usize>, &mut [Vec<u8>]) -> Result<()> + Sync,
 ) -> Result<Matrix> {
     let row: u64 = per_row.iter().sum();
-    let most = (device.binding - 64) / row.max(1);
+    let beside = decoder.codebook.len() as u64 + 64;
+    let most = (device.binding - beside) / row.max(1);
     let most = most.min(MOST_WEIGHTS / stride.max(1) as u64) as usize;
     let step = (most / wanted.grain * wanted.grain).max(wanted.grain);
-    if step as u64 * row + 64 > device.binding {
+    if step as u64 * row + beside > device.binding {
         let (needed, limit) = (step as u64 * row, device.binding);
         return Err(device.error(format!(
             "{step} rows of a weight take {needed} bytes, but it binds {limit} at most; use --device cpu"
@@ -209,9 +237,15 @@ fn build(
             starts.push(size);
             size = (size + rows.len() as u64 * bytes).next_multiple_of(4);
         }
+        let codebook = matrix.decoder.codebook;
+        if !codebook.is_empty() {
+            starts.push(size);
+            size += codebook.len() as u64;
+        }
         // Kernels may read a word beyond.
-        let size = size + 8;
-        let buffer = upload(device, size, &starts, per_row, &rows, wanted.grain, &read)?;
+        let size = size.next_multiple_of(4) + 8;
+        let layout = Layout { size, starts: &starts, per_row, codebook };
+        let buffer = upload(device, &layout, &rows, wanted.grain, &read)?;
         device.uploaded(size);
         matrix.bytes += size;
         let plane = |i: usize| starts.get(i).map_or(0, |&start| start as u32);
@@ -220,15 +254,24 @@ fn build(
     Ok(matrix)
 }
 
+/// Where what lies in a buffer.
+struct Layout<'a> {
+    size: u64,
+    /// The first byte of each plane, and of the codebook if there is one.
+    starts: &'a [u64],
+    /// Bytes of a row in each plane.
+    per_row: &'a [u64],
+    codebook: &'a [u8],
+}
+
 fn upload(
     device: &Arc<Device>,
-    size: u64,
-    starts: &[u64],
-    per_row: &[u64],
+    layout: &Layout<'_>,
     rows: &Range<usize>,
     grain: usize,
     read: &(impl Fn(Range<usize>, &mut [Vec<u8>]) -> Result<()> + Sync),
 ) -> Result<Buffer> {
+    let Layout { size, starts, per_row, codebook } = *layout;
     // Where the memory is the processor's, rows are written to where the device reads them.
     let direct = device.is_unified() && device.features.contains(Features::MAPPABLE_PRIMARY_BUFFERS);
     let usage = if direct { BufferUsages::STORAGE | BufferUsages::MAP_WRITE } else { BufferUsages::STORAGE };
@@ -252,6 +295,10 @@ fn upload(
                 view.slice(at..at + plane.len()).copy_from_slice(plane);
             }
         }
+    }
+    if !codebook.is_empty() {
+        let at = starts[per_row.len()] as usize;
+        view.slice(at..at + codebook.len()).copy_from_slice(codebook);
     }
     drop(view);
     buffer.unmap();
