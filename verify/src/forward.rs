@@ -160,7 +160,7 @@ impl<'a> Forward<'a> {
     /// Whether a graphics processor ran the layer.
     #[cfg(feature = "gpu")]
     fn layer_on_gpu(&mut self, layer: usize) -> Result<bool> {
-        let Some(gpu) = &self.gpu else { return Ok(false) };
+        let Some(gpu) = self.gpu.as_ref().filter(|gpu| !gpu.ops.is_lost()) else { return Ok(false) };
         // What to begin again with, where there is memory for it.
         let bytes = (4 * self.hidden.store.rows * self.hidden.store.width) as u64;
         let before = match self.hidden.space.holds(bytes) {
@@ -173,7 +173,7 @@ impl<'a> Forward<'a> {
             (Ok(()), _) => Ok(true),
             (Err(Error::Device { device, problem }), Some(before)) => {
                 self.hidden = before;
-                self.step_in(&format!("layer {layer}"), &device, &problem);
+                gpu.ops.give_up(&format!("layer {layer}"), &device, &problem);
                 Ok(false)
             }
             (Err(error), _) => Err(error),
@@ -183,18 +183,6 @@ impl<'a> Forward<'a> {
     #[cfg(not(feature = "gpu"))]
     fn layer_on_gpu(&mut self, _: usize) -> Result<bool> {
         Ok(false)
-    }
-
-    /// Tells that the processor does what a graphics processor failed at, and does without that one if it is lost.
-    #[cfg(feature = "gpu")]
-    fn step_in(&mut self, what: &str, device: &str, problem: &str) {
-        if let Some(gpu) = &self.gpu {
-            let rest = if gpu.ops.recover() { "" } else { " and all that follows" };
-            gpu.ops.tell(&format!("{device}: {problem}; {what}{rest} is computed on the processor"));
-            if !rest.is_empty() {
-                self.gpu = None;
-            }
-        }
     }
 
     /// Looks for states that are no numbers.
@@ -249,29 +237,30 @@ impl<'a> Forward<'a> {
     /// # Errors
     /// If the head's weights can't be read.
     pub fn logits(&self, finished: &Finished, vocabulary: Range<usize>) -> Result<Vec<f32>> {
-        let cpu = |x: &Rows| self.cpu.ops.download(self.cpu.logits(x, vocabulary.clone())?);
-        match &finished.0 {
-            Values::Cpu(x) => cpu(x),
-            #[cfg(feature = "gpu")]
-            Values::Gpu(x, states) => {
-                let gpu = self.gpu.as_ref().filter(|gpu| gpu.ops.works());
-                let made = gpu.map(|gpu| gpu.ops.download(gpu.logits(x, vocabulary.clone())?));
-                match made {
-                    Some(Err(Error::Device { device, problem })) => self.logits_on_cpu(&device, &problem),
-                    Some(made) => return made,
-                    None => {}
-                }
-                cpu(&self.cpu.finish(states.clone()))
+        #[cfg(feature = "gpu")]
+        if let (Values::Gpu(x, _), Some(gpu)) = (&finished.0, self.usable_gpu()) {
+            let made = gpu.logits(x, vocabulary.clone()).and_then(|logits| gpu.ops.download(logits));
+            match made {
+                Err(Error::Device { device, problem }) => gpu.ops.give_up("the head", &device, &problem),
+                other => return other,
             }
         }
+        self.logits_on_cpu(finished, vocabulary)
+    }
+
+    fn logits_on_cpu(&self, finished: &Finished, vocabulary: Range<usize>) -> Result<Vec<f32>> {
+        let cpu = &self.cpu;
+        let logits = match &finished.0 {
+            Values::Cpu(x) => cpu.logits(x, vocabulary),
+            #[cfg(feature = "gpu")]
+            Values::Gpu(_, states) => cpu.logits(&cpu.finish(states.clone()), vocabulary),
+        };
+        cpu.ops.download(logits?)
     }
 
     #[cfg(feature = "gpu")]
-    fn logits_on_cpu(&self, device: &str, problem: &str) {
-        if let Some(gpu) = &self.gpu {
-            gpu.ops.recover();
-            gpu.ops.tell(&format!("{device}: {problem}; logits are computed on the processor"));
-        }
+    fn usable_gpu(&self) -> Option<&Engine<'a, Gpu<'a>>> {
+        self.gpu.as_ref().filter(|gpu| !gpu.ops.is_lost())
     }
 
     /// Takes in a stretch of the vocabulary: the logits of finished states, against those of a reference if there is one. `targets` are
@@ -288,15 +277,19 @@ impl<'a> Forward<'a> {
         states: &mut [State],
     ) -> Result<()> {
         #[cfg(feature = "gpu")]
-        match self.score_on_gpu(finished, reference, &vocabulary, targets, states) {
-            Some(Err(Error::Device { device, problem })) => self.logits_on_cpu(&device, &problem),
-            Some(other) => return other,
-            None => {}
+        if let Some(gpu) = self.usable_gpu() {
+            match self.score_on_gpu(finished, reference, &vocabulary, targets, states) {
+                Some(Err(Error::Device { device, problem })) => {
+                    gpu.ops.give_up("the head", &device, &problem)
+                }
+                Some(other) => return other,
+                None => {}
+            }
         }
         let width = vocabulary.len();
-        let logits = self.logits(finished, vocabulary.clone())?;
+        let logits = self.logits_on_cpu(finished, vocabulary.clone())?;
         let base = match reference {
-            Some((reference, theirs)) => Some(reference.logits(theirs, vocabulary.clone())?),
+            Some((reference, theirs)) => Some(reference.logits_on_cpu(theirs, vocabulary.clone())?),
             None => None,
         };
         states.par_iter_mut().zip(targets).enumerate().for_each(|(i, (state, &target))| {
@@ -322,7 +315,7 @@ impl<'a> Forward<'a> {
             finished: &'f Finished,
         ) -> Option<(&'f Engine<'a, Gpu<'a>>, &'f gpu::Tensor)> {
             match &finished.0 {
-                Values::Gpu(x, _) => Some((forward.gpu.as_ref().filter(|gpu| gpu.ops.works())?, x)),
+                Values::Gpu(x, _) => Some((forward.usable_gpu()?, x)),
                 Values::Cpu(_) => None,
             }
         }
@@ -337,5 +330,53 @@ impl<'a> Forward<'a> {
             model.0.ops.divergence(&logits, base.as_ref(), vocabulary.start, targets, states)
         };
         Some(run())
+    }
+}
+
+#[cfg(all(test, feature = "gpu"))]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    /// What the processor makes of the tiny model, and what a device makes of it that breaks down in layer 1 and at the head.
+    #[test]
+    fn the_processor_does_what_a_device_fails_at() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/tiny-deepseek");
+        let weights = Weights::open(&folder.into()).expect("fixture");
+        let device = gpu::open(0, |line| TOLD.lock().expect("lines").push(line.to_owned())).expect("device");
+        let tokens = [(0..40).collect::<Vec<u32>>()];
+        let rows: Vec<usize> = (0..40).collect();
+        let run = |processor: &Processor| {
+            let (space, memory) = (Space::new(1 << 30), 1 << 30);
+            let forward =
+                Forward::new(&weights, &weights, processor, Precision::F32, &tokens, &space, memory);
+            let mut forward = forward.expect("embedding");
+            for layer in 0..forward.layers() {
+                if layer == 1 {
+                    device.fail("out of memory");
+                }
+                forward.layer(layer).expect("layer");
+            }
+            let finished = forward.finish(&rows).expect("states");
+            device.fail("lost its way");
+            let mut states = vec![State::default(); 40];
+            forward.score(&finished, None, 0..100, &[7; 40], &mut states).expect("scores");
+            (forward.logits(&finished, 0..100).expect("logits"), states)
+        };
+        let (expected, _) = run(&Processor::Cpu);
+        device.recover();
+        let (found, states) = run(&Processor::Gpu(device.clone()));
+        let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let off = found.iter().zip(&expected).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+        assert!(off <= 1e-5 * largest, "off by {off} of {largest}");
+        assert!(states.iter().all(|state| state.finish().nll.is_finite()));
+        let told = TOLD.lock().expect("lines").join("\n");
+        assert!(told.contains("out of memory; layer 1 is computed on the processor"), "{told}");
+        assert!(told.contains("lost its way; the head is computed on the processor"), "{told}");
+        assert_eq!(told.lines().count(), 2, "{told}");
     }
 }

@@ -2,14 +2,17 @@
 //! `HALFBYTE_ORACLES=<folder> cargo test -p halfbyte-verify --test oracles -- --ignored`, where the folder holds one checkpoint for
 //! each family with an `expected.safetensors` (`input_ids` [n, length], `logits` [n, length, vocabulary]).
 
+#[cfg(feature = "gpu")]
+mod device;
+
 use std::path::{Path, PathBuf};
 
 use formats::TensorSource;
 use formats::safetensors::Safetensors;
-use halfbyte_verify::Precision;
 use halfbyte_verify::forward::Forward;
 use halfbyte_verify::store::Space;
 use halfbyte_verify::weights::Weights;
+use halfbyte_verify::{Precision, Processor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -47,7 +50,7 @@ fn minimax_m2_before_rounding(folder: &Path, copy: &Path) {
 }
 
 /// Largest difference of a logit, over the largest logit.
-fn difference(family: &str, precision: Precision) -> f64 {
+fn difference(family: &str, processor: &Processor, precision: Precision) -> f64 {
     let folder = folder(family);
     let expected = Safetensors::open_file(&folder.join("expected.safetensors")).expect("expected");
     let (ids, shape) = bytes(&expected, "input_ids");
@@ -65,8 +68,9 @@ fn difference(family: &str, precision: Precision) -> f64 {
         &folder
     };
     let weights = Weights::open(&model.into()).expect("model");
-    let mut forward =
-        Forward::on_cpu(&weights, precision, &tokens, &Space::new(1 << 30), 1 << 30).expect("embedding");
+    let (space, memory) = (Space::new(1 << 30), 1 << 30);
+    let forward = Forward::new(&weights, &weights, processor, precision, &tokens, &space, memory);
+    let mut forward = forward.expect("embedding");
     for layer in 0..forward.layers() {
         forward.layer(layer).expect("layer");
     }
@@ -83,13 +87,19 @@ macro_rules! oracles {
         #[test]
         #[ignore = "needs HALFBYTE_ORACLES"]
         fn $family() {
-            let off = difference(stringify!($family), Precision::F32);
-            // For information: where experts tie, rounding may exchange them.
-            let fast = difference(stringify!($family), Precision::Fixed);
-            eprintln!("{}: {off:.1e}, in fixed point {fast:.1e}", stringify!($family));
-            assert!(off <= 2e-4, "logits are off by {off:.1e} of the largest");
+            check(stringify!($family), "the processor", &Processor::Cpu);
+            #[cfg(feature = "gpu")]
+            check(stringify!($family), "a graphics processor", &device::GPU);
         }
     )*};
+}
+
+fn check(family: &str, on: &str, processor: &Processor) {
+    let off = difference(family, processor, Precision::F32);
+    // For information: where experts tie, rounding may exchange them.
+    let fast = difference(family, processor, Precision::Fixed);
+    eprintln!("{family} on {on}: {off:.1e}, multiplying fast {fast:.1e}");
+    assert!(off <= 2e-4, "on {on} logits are off by {off:.1e} of the largest");
 }
 
 /// Up to `index_topk` tokens, GLM 5's sparse attention is the plain one.

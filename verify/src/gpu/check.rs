@@ -46,7 +46,7 @@ const LENGTHS: [usize; 2] = [130, 37];
 /// An operation to be tried.
 #[derive(Clone, Copy)]
 enum Operation {
-    Linear,
+    Linear { rows: usize },
     PerHead { transposed: bool },
     RmsNorm,
     Rotate(Pairs),
@@ -61,8 +61,12 @@ enum Operation {
     Experts,
 }
 
-const OPERATIONS: [(&str, Operation); 17] = [
-    ("product", Operation::Linear),
+/// What devices with cooperative matrices use them for.
+const TILES: Operation = Operation::Linear { rows: 192 };
+
+const OPERATIONS: [(&str, Operation); 18] = [
+    ("product", Operation::Linear { rows: 200 }),
+    ("product of whole tiles", TILES),
     ("product per head", Operation::PerHead { transposed: false }),
     ("product per head, transposed", Operation::PerHead { transposed: true }),
     ("RMS norm", Operation::RmsNorm),
@@ -98,7 +102,7 @@ pub fn check(device: &Arc<Device>) -> Result<Vec<Checked>> {
         OPERATIONS.into_iter().chain(more).map(|operation| one(operation, SINGLE)).collect::<Result<_>>()?;
     if device.has_halves() {
         let gpu = Gpu::new(device, &Noise, Precision::Fixed, 1 << 30);
-        let (theirs, ours) = (Operation::Linear.run(&gpu)?, Operation::Linear.run(&cpu)?);
+        let (theirs, ours) = (TILES.run(&gpu)?, TILES.run(&cpu)?);
         checked.push(Checked {
             operation: "product in half precision".to_owned(),
             error: difference(&theirs, &ours),
@@ -148,9 +152,9 @@ impl Operation {
         let tokens = sequences.tokens();
         let x = |seed: u64, columns: usize| ops.upload(noise(seed, tokens * columns), columns);
         let made = match self {
-            Operation::Linear => {
-                let bias = Some(noise(7, 200));
-                ops.linear(&x(1, 500), &Linear { tensor: 1, rows: 3..203, columns: 500, bias })?
+            Operation::Linear { rows } => {
+                let bias = Some(noise(7, rows));
+                ops.linear(&x(1, 500), &Linear { tensor: 1, rows: 3..3 + rows, columns: 500, bias })?
             }
             Operation::PerHead { transposed } => {
                 let k = if transposed { 40 } else { 72 };

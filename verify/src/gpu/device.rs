@@ -207,22 +207,22 @@ impl Device {
     }
 
     /// Takes note of what went wrong where it can't be said at once.
-    pub(super) fn fail(&self, problem: impl Into<String>) {
+    pub(crate) fn fail(&self, problem: impl Into<String>) {
         lock(&self.fault).get_or_insert(Fault { problem: problem.into(), lost: false });
     }
 
-    /// Forgets what went wrong and what was recorded since, and gives back memory. Returns whether the device can be used again.
-    pub(super) fn recover(&self) -> bool {
+    /// Whether it is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(&*lock(&self.fault), Some(Fault { lost: true, .. }))
+    }
+
+    /// Gives memory back, forgets what was recorded and, unless the device is gone, what went wrong.
+    pub(crate) fn recover(&self) {
         *lock(&self.recorder) = Recorder::default();
         self.pool.clear();
         self.wait();
-        let mut fault = lock(&self.fault);
-        match &*fault {
-            Some(Fault { lost: true, .. }) => false,
-            _ => {
-                *fault = None;
-                true
-            }
+        if !self.is_lost() {
+            *lock(&self.fault) = None;
         }
     }
 

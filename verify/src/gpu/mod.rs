@@ -93,20 +93,20 @@ impl<'a> Gpu<'a> {
         divergence::divergence(&self.device, model, reference, first, targets, states)
     }
 
-    /// Whether nothing is wrong with the device.
-    pub(crate) fn works(&self) -> bool {
-        self.device.check().is_ok()
+    /// Whether the device is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.device.is_lost()
     }
 
-    /// Drops all that is on the device, and forgets what went wrong. Returns whether it can be used again.
-    pub(crate) fn recover(&self) -> bool {
+    /// Tells that the processor does what the device failed at, drops all that is there, and forgets what went wrong unless the device
+    /// is gone.
+    pub(crate) fn give_up(&self, what: &str, device: &str, problem: &str) {
         self.resident.clear();
-        self.device.recover()
-    }
-
-    /// Tells the user something.
-    pub(crate) fn tell(&self, line: &str) {
-        (self.device.tell)(line);
+        self.device.recover();
+        let rest = if self.is_lost() { " and all that follows" } else { "" };
+        // A driver may say more than a line.
+        let problem = problem.split_whitespace().collect::<Vec<_>>().join(" ");
+        (self.device.tell)(&format!("{device}: {problem}; {what}{rest} is computed on the processor"));
     }
 }
 

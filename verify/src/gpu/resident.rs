@@ -228,6 +228,8 @@ fn build(
             "{step} rows of a weight take {needed} bytes, but it binds {limit} at most; use --device cpu"
         )));
     }
+    // While these are read, the device works on what was asked of it before.
+    device.flush();
     let mut matrix = Matrix { decoder, chunks: Vec::new(), bytes: 0 };
     for first in wanted.rows.clone().step_by(step) {
         let rows = first..wanted.rows.end.min(first + step);

@@ -85,22 +85,39 @@ fn main(
                 sum33 = coopMultiplyAdd(x3, w3, sum33);
             }
         }
-        let at = p.result_first + group.z * p.result_step + (token + down) * p.result_stride + row + right;
-        coopStoreT(sum00, &result[at + 0u * p.result_stride + 0u], p.result_stride);
-        coopStoreT(sum01, &result[at + 0u * p.result_stride + 8u], p.result_stride);
-        coopStoreT(sum02, &result[at + 0u * p.result_stride + 16u], p.result_stride);
-        coopStoreT(sum03, &result[at + 0u * p.result_stride + 24u], p.result_stride);
-        coopStoreT(sum10, &result[at + 8u * p.result_stride + 0u], p.result_stride);
-        coopStoreT(sum11, &result[at + 8u * p.result_stride + 8u], p.result_stride);
-        coopStoreT(sum12, &result[at + 8u * p.result_stride + 16u], p.result_stride);
-        coopStoreT(sum13, &result[at + 8u * p.result_stride + 24u], p.result_stride);
-        coopStoreT(sum20, &result[at + 16u * p.result_stride + 0u], p.result_stride);
-        coopStoreT(sum21, &result[at + 16u * p.result_stride + 8u], p.result_stride);
-        coopStoreT(sum22, &result[at + 16u * p.result_stride + 16u], p.result_stride);
-        coopStoreT(sum23, &result[at + 16u * p.result_stride + 24u], p.result_stride);
-        coopStoreT(sum30, &result[at + 24u * p.result_stride + 0u], p.result_stride);
-        coopStoreT(sum31, &result[at + 24u * p.result_stride + 8u], p.result_stride);
-        coopStoreT(sum32, &result[at + 24u * p.result_stride + 16u], p.result_stride);
-        coopStoreT(sum33, &result[at + 24u * p.result_stride + 24u], p.result_stride);
+        // naga wants what a store refers to computed in statements of its own.
+        let stride = p.result_stride;
+        let at = p.result_first + group.z * p.result_step + (token + down) * stride + row + right;
+        let at1 = at + 8u * stride;
+        let at2 = at + 16u * stride;
+        let at3 = at + 24u * stride;
+        let at01 = at + 8u;
+        let at02 = at + 16u;
+        let at03 = at + 24u;
+        let at11 = at1 + 8u;
+        let at12 = at1 + 16u;
+        let at13 = at1 + 24u;
+        let at21 = at2 + 8u;
+        let at22 = at2 + 16u;
+        let at23 = at2 + 24u;
+        let at31 = at3 + 8u;
+        let at32 = at3 + 16u;
+        let at33 = at3 + 24u;
+        coopStoreT(sum00, &result[at], stride);
+        coopStoreT(sum01, &result[at01], stride);
+        coopStoreT(sum02, &result[at02], stride);
+        coopStoreT(sum03, &result[at03], stride);
+        coopStoreT(sum10, &result[at1], stride);
+        coopStoreT(sum11, &result[at11], stride);
+        coopStoreT(sum12, &result[at12], stride);
+        coopStoreT(sum13, &result[at13], stride);
+        coopStoreT(sum20, &result[at2], stride);
+        coopStoreT(sum21, &result[at21], stride);
+        coopStoreT(sum22, &result[at22], stride);
+        coopStoreT(sum23, &result[at23], stride);
+        coopStoreT(sum30, &result[at3], stride);
+        coopStoreT(sum31, &result[at31], stride);
+        coopStoreT(sum32, &result[at32], stride);
+        coopStoreT(sum33, &result[at33], stride);
     }
 }
