@@ -5,6 +5,8 @@ mod calibrate;
 mod check;
 mod crash;
 mod fit;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod hub;
 mod imatrix;
 mod publish;

@@ -8,6 +8,7 @@ mod mlx;
 mod mlx_folder;
 mod safetensors;
 mod scales;
+mod stored;
 mod summary;
 
 use std::fs;

@@ -158,6 +158,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn heads_of_all_widths() {
         let device = limited(u64::MAX);
         for (key, value) in
@@ -170,6 +171,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn groups_and_sequences_of_any_length() {
         let device = limited(u64::MAX);
         for (heads, kv_heads) in [(3, 3), (6, 2), (8, 1)] {
@@ -179,6 +181,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn windows_caps_and_sinks() {
         let device = limited(u64::MAX);
         for window in [1, 2, 31, 64, 100, 1000] {
@@ -192,6 +195,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn what_can_not_be_bound_at_once_is_gone_through_in_parts() {
         let sinks = Some(vec![0.3, -1.0, 2.5, 0.0]);
         let a = Attention { sinks, kv_heads: 2, ..plain() };

@@ -123,6 +123,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn heads_are_taken_apart_and_put_together() {
         let cpu = Cpu::new(&NoWeights, Precision::F32);
         // The second can bind 20 rows of the widest.

@@ -93,18 +93,21 @@ fn check(device: &Arc<Device>, format: &Format) {
 }
 
 #[test]
+#[ignore = "needs a graphics processor"]
 fn gguf_types_decode_as_on_the_processor() {
     let device = device();
     table::GGUF.iter().for_each(|format| check(&device, format));
 }
 
 #[test]
+#[ignore = "needs a graphics processor"]
 fn mlx_modes_decode_as_on_the_processor() {
     let device = device();
     table::MLX.iter().for_each(|format| check(&device, format));
 }
 
 #[test]
+#[ignore = "needs a graphics processor"]
 fn fp8_decodes_as_on_the_processor() {
     let device = device();
     let mut random = Random(0x5eed);

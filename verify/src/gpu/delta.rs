@@ -98,6 +98,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn convolutions_stay_in_their_sequence() {
         let cpu = Cpu::new(&NoWeights, Precision::F32);
         let sequences = Sequences { lengths: vec![1, 2, 150, 0, 3, 64, 61] };
@@ -142,6 +143,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn states_of_any_size() {
         for (key, value) in [(128, 128), (256, 256), (64, 32), (24, 17), (1, 1), (7, 40)] {
             check(&rule(2, 4, key, value), &[200, 1, 33], u64::MAX, 1.0);
@@ -149,12 +151,14 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn gates_that_are_wide_open_or_shut() {
         check(&rule(2, 2, 32, 32), &[100], u64::MAX, 40.0);
         check(&rule(2, 2, 32, 32), &[100], u64::MAX, 200.0);
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn what_can_not_be_bound_at_once_is_gone_through_in_parts() {
         check(&rule(1, 4, 32, 32), &[64, 64, 64, 20, 5], 4 * 128 * 64, 1.0);
         let device = limited(4 * 128 * 63);

@@ -145,6 +145,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn figures_are_exact_whether_models_are_near_or_far() {
         let device = limited(u64::MAX);
         for (sizes, rows) in [([5000, 2048], 12), ([5000, 5000], 3), ([300, 100], 7), ([7, 1], 5)] {
@@ -160,6 +161,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn rows_that_can_not_be_bound_at_once_are_gone_through_in_parts() {
         let device = limited(4 * 64 * 100);
         let (reference, model) = (noise(200 * 100, 1), noise(200 * 100, 2));
@@ -167,6 +169,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn equal_models_do_not_diverge_and_of_equal_logits_the_first_is_the_top() {
         let device = limited(u64::MAX);
         let logits: Vec<f32> = noise(3000, 9).iter().map(|x| x * 6.0).collect();
@@ -187,6 +190,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn extreme_logits_stay_finite_and_what_is_not_finite_shows() {
         let device = limited(u64::MAX);
         let mut logits = vec![-1e30; 400];

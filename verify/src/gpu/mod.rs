@@ -123,6 +123,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn floats_go_there_and_back() {
         let device = device();
         let values: Vec<f32> = (0..1000).map(|i| i as f32 - 500.5).collect();

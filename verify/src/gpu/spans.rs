@@ -54,6 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn sequences_go_together_as_far_as_they_fit() {
         let mut device = Device::open(&crate::gpu::adapters()[0], |_| ()).expect("a device");
         device.binding = 4 * 64 * 20;
@@ -65,6 +66,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a graphics processor"]
     fn steps_of_rows_are_aligned() {
         for (columns, step) in [(1, 64), (3, 64), (6, 32), (64, 1), (96, 2), (4096, 1)] {
             assert_eq!(row_step(columns), step);
