@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use halfbyte_kernels::shaders::{
-    Decoder, Function, Operands, Other, Shader, Unit, decode, elementwise, gather, halve, matmul, rms_norm,
-    rope, scatter_add,
+    Decoder, Function, Operands, Other, Shader, Unit, attention, convolution, copy, decode, delta_rule,
+    divergence, elementwise, gather, halve, matmul, rms_norm, rope, scatter_add,
 };
 use halfbyte_kernels::{q4_k, table};
 
@@ -94,6 +94,16 @@ fn what_is_done_to_rows_is_valid() {
         (Clamped, Other::Same),
     ]
     .map(|(function, other)| elementwise(function, other));
-    let others = [rms_norm(), rope(), gather(), scatter_add(), halve()];
+    let others = [rms_norm(), rope(), gather(), scatter_add(), halve(), copy()];
     elementwise.iter().chain(&others).for_each(snapshot);
+}
+
+#[test]
+fn what_looks_along_a_sequence_is_valid() {
+    // Heads of Llama's width, of DeepSeek's, the widest (absorbed latents), and of widths that are no multiple of 4.
+    for (key, value, queries) in [(128, 128, 32), (192, 128, 32), (64, 64, 64), (576, 512, 32), (6, 9, 64)] {
+        snapshot(&attention(key, value, queries));
+    }
+    let others = [convolution(), delta_rule(128, 128), divergence(false), divergence(true)];
+    others.iter().for_each(snapshot);
 }

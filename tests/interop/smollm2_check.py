@@ -1,9 +1,11 @@
 """A real model: SmolLM2-135M converted, and run by llama.cpp against mlx-lm on the unconverted checkpoint; halfbyte verify against
-llama.cpp on the same files.
+llama.cpp on the same files, and on a graphics processor (Mesa's software one, where there is no other) against itself.
 
     smollm2_check.py HALFBYTE CHECKPOINT SCRATCH
 """
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,8 +26,18 @@ VERIFIED = {"f16": 6e-6, "q4_k_m": 0.02}
 # And where it doesn't round, because the same weights are given to it in F32: three times what single precision makes of 30 layers.
 EXACT = 2e-10
 EXACT_POSITIONS = 4
+# Figure -> how far a graphics processor's may be from the processor's.
+DEVICE = {"perplexity": 1e-5, "reference_perplexity": 1e-5, "mean_kld": 1e-4}
 PASSAGE = "The capital of France is Paris, which lies on the river Seine. The capital of Italy is"
 CONTINUATION = 8  # past it the next two candidates lie within rounding of each other
+
+
+def figures(halfbyte, model, source, device):
+    """What verify says of a model against its source, run on a device over two pieces of 128 tokens."""
+    text = Path(__file__).parents[2] / "src/shrink/persuasion.txt"
+    options = ["--against", source, "--text", text, "--context", "128", "--chunks", "2", "--device", device, "--json"]
+    run = subprocess.run([halfbyte, "verify", model, *options], capture_output=True, check=True, text=True)
+    return json.loads(run.stdout)
 
 
 def main(halfbyte, source, scratch):
@@ -73,6 +85,15 @@ def main(halfbyte, source, scratch):
         found = divergence(exact, ours[last])
         checks.that(found <= EXACT, f"{form}, weights by gguf-py in F32: verify computes what llama.cpp computes, mean divergence {found:.1e} <= {EXACT}")
 
+    def check_device(form):
+        path = quantize(halfbyte, source, "gguf", form, scratch / f"smollm2-{form}.gguf")
+        ours, theirs = [figures(halfbyte, path, source, device) for device in ("cpu", "gpu")]
+        for name, allowed in DEVICE.items():
+            off = abs(theirs[name] / ours[name] - 1)
+            checks.that(off <= allowed, f"{form} on {theirs['protocol'].split(', on ')[1]}: {name} {theirs[name]:.6g}, the processor's within {off:.1e} <= {allowed}")
+        path.unlink()
+
+    checks.case("device", check_device, "q4_k_m")
     for form, ceiling in FORMATS.items():
         checks.case(form, one, form, ceiling)
     checks.close()

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use crate::error::Result;
 use crate::hidden::Hidden;
 use crate::ops::{Activation, Ops};
@@ -192,10 +194,9 @@ impl Mixture {
         for block in hidden.blocks() {
             let (x, routed) = inputs(&hidden.rows(ops, block.clone())?);
             let logits = ops.download(ops.linear(routed.as_ref().unwrap_or(&x), &self.router)?)?;
-            for (row, logits) in block.clone().zip(logits.chunks_exact(self.gate.count)) {
-                for (expert, weight) in self.choice.of(logits) {
-                    tokens[expert].push((row, weight));
-                }
+            let choices = logits.par_chunks_exact(self.gate.count).map(|logits| self.choice.of(logits));
+            for (row, choices) in block.clone().zip(choices.collect::<Vec<_>>()) {
+                choices.into_iter().for_each(|(expert, weight)| tokens[expert].push((row, weight)));
             }
             if let Some(shared) = &self.shared {
                 let mut y = shared.run(ops, &x)?;

@@ -26,7 +26,7 @@ impl Ops for Gpu<'_> {
     }
 
     fn bank(&self, space: &Space, rows: usize, width: usize) -> Result<Bank> {
-        Bank::new(&self.device, space, rows, width, self.room / 4)
+        Bank::new(&self.device, space, rows, width, self.room)
     }
 
     fn put(&self, bank: &mut Bank, first: usize, x: Tensor) -> Result<()> {
