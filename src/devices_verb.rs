@@ -12,6 +12,15 @@ impl args::OnDevice {
     }
 }
 
+/// Without a desktop there is nobody whom Mesa could ask for the preferred device: it complains on standard error if it isn't kept from
+/// asking. To be called before there are threads.
+pub fn hush() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: this is the only thread.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
 /// Lists the graphics processors, or checks them.
 #[cfg(not(feature = "gpu"))]
 pub fn run(_: &args::Devices) -> Result<()> {
@@ -47,15 +56,29 @@ mod gpu {
             println!("no graphics processor was found; models run on the processor");
             return Ok(());
         }
-        let devices = numbers.iter().map(|&number| Ok((number, open(number, |_| ())?)));
-        let devices: Vec<_> = devices.collect::<Result<_>>()?;
-        if !args.check {
-            return list(&devices, args.json);
-        }
+        let mut devices = Vec::new();
         let mut wrong = Vec::new();
+        for number in numbers {
+            // One that refuses hides nobody.
+            match open(number, |_| ()) {
+                Ok(device) => devices.push((number, device)),
+                Err(error @ super::Error::Usage(_)) => return Err(error.into()),
+                Err(error) => wrong.push(format!("gpu:{number}: {error}")),
+            }
+        }
+        if !args.check {
+            list(&devices, args.json)?;
+            return if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("; ")) };
+        }
         let mut results = Vec::new();
         for (number, device) in &devices {
-            let checked = check::check(device)?;
+            let checked = match check::check(device) {
+                Ok(checked) => checked,
+                Err(error) => {
+                    wrong.push(format!("gpu:{number}: {error}"));
+                    continue;
+                }
+            };
             let failed = checked.iter().filter(|checked| !checked.holds()).count();
             if failed > 0 {
                 wrong.push(format!("gpu:{number} computes {failed} of {} operations wrongly", checked.len()));
@@ -78,7 +101,7 @@ mod gpu {
         if args.json {
             print_json(&results)?;
         }
-        if wrong.is_empty() { Ok(()) } else { bail!("{}; use --device cpu", wrong.join(", ")) }
+        if wrong.is_empty() { Ok(()) } else { bail!("{}; use --device cpu", wrong.join("; ")) }
     }
 
     fn list(devices: &[(usize, std::sync::Arc<Device>)], as_json: bool) -> Result<()> {

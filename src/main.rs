@@ -36,6 +36,7 @@ const GATE: u8 = 3;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    devices_verb::hush();
     let args = Args::parse();
     let result = match &args.verb {
         Verb::Fetch(options) => fetch_verb::run(options),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use halfbyte_kernels::shaders::{
-    Decoder, Function, Operands, Other, Shader, Unit, attention, convolution, copy, decode, delta_rule,
-    divergence, elementwise, gather, halve, matmul, rms_norm, rope, scatter_add,
+    Decoder, Function, Operands, Other, Shader, Unit, attention, convolution, copy, count, decode,
+    delta_rule, divergence, elementwise, gather, halve, matmul, rms_norm, rope, scatter_add,
 };
 use halfbyte_kernels::{q4_k, table};
 
@@ -94,7 +94,7 @@ fn what_is_done_to_rows_is_valid() {
         (Clamped, Other::Same),
     ]
     .map(|(function, other)| elementwise(function, other));
-    let others = [rms_norm(), rope(), gather(), scatter_add(), halve(), copy()];
+    let others = [rms_norm(), rope(), gather(), scatter_add(), halve(), copy(), count()];
     elementwise.iter().chain(&others).for_each(snapshot);
 }
 

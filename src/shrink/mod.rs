@@ -25,7 +25,7 @@ use quantize::{
     plan::Container,
 };
 use serde_json::{Value, json};
-use verify::{Input, Options, Outcome, Precision, report};
+use verify::{Input, Options, Outcome, Precision, Processor, report};
 
 use crate::{
     args, calibration,
@@ -126,7 +126,11 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         None
     } else {
         step(args, 3, "verifying the written bytes against the source");
-        Some(verified(args, &source, &fit, &cancel)?)
+        let processor = match &text {
+            Some(text) => text.processor.clone(),
+            None => args.on.open()?,
+        };
+        Some(verified(args, &source, &fit, processor, &cancel)?)
     };
     if let Some(outcome) = verification.as_ref().filter(|_| !args.json) {
         verify_verb::print(outcome, Some(&args.out.join(REPORT)))?;
@@ -184,7 +188,13 @@ fn step(args: &args::Shrink, number: usize, what: &str) {
     }
 }
 
-fn verified(args: &args::Shrink, source: &Source, fit: &Fit, cancel: &AtomicBool) -> Result<Outcome> {
+fn verified(
+    args: &args::Shrink,
+    source: &Source,
+    fit: &Fit,
+    processor: Processor,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
     let text = match &args.text {
         Some(text) => text.clone(),
         None => {
@@ -203,7 +213,7 @@ fn verified(args: &args::Shrink, source: &Source, fit: &Fit, cancel: &AtomicBool
         logits: None,
         threads: args.threads,
         memory: args.memory,
-        processor: args.on.open()?,
+        processor,
         precision: Precision::F32,
     };
     let mut outcome = verify::evaluate(&options, &Steps::new(), cancel)?;

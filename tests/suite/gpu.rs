@@ -41,7 +41,14 @@ fn figures_are_those_of_the_processor() {
         ("tiny-deepseek", "gguf", "iq4_xs"),
         ("tiny-deepseek", "gguf", "q8_0"),
     ] {
-        let (source, out) = (model(name), dir.path().join(format!("{name}-{format}")));
+        let (source, out) = (
+            model(name),
+            dir.path().join(if to == "gguf" {
+                format!("{name}-{format}.gguf")
+            } else {
+                format!("{name}-{format}")
+            }),
+        );
         run(&mut quantize(&source, to, format, &out));
         let ours = figures(&out, &source, "cpu", &[]);
         let theirs = figures(&out, &source, "gpu", &[]);

@@ -160,7 +160,7 @@ impl<'a> Forward<'a> {
     /// Whether a graphics processor ran the layer.
     #[cfg(feature = "gpu")]
     fn layer_on_gpu(&mut self, layer: usize) -> Result<bool> {
-        let Some(gpu) = self.gpu.as_ref().filter(|gpu| !gpu.ops.is_lost()) else { return Ok(false) };
+        let Some(gpu) = self.gpu.as_ref().filter(|gpu| gpu.ops.is_usable()) else { return Ok(false) };
         // What to begin again with, where there is memory for it.
         let bytes = (4 * self.hidden.store.rows * self.hidden.store.width) as u64;
         let before = match self.hidden.space.holds(bytes) {
@@ -168,7 +168,12 @@ impl<'a> Forward<'a> {
             false => None,
         };
         let hidden = &mut self.hidden;
-        let (done, ()) = rayon::join(|| gpu.layer(layer, hidden), || gpu.ops.read_ahead(layer + 1));
+        let ahead = || {
+            if layer + 1 < gpu.graph.layers() {
+                gpu.ops.read_ahead(layer + 1);
+            }
+        };
+        let (done, ()) = rayon::join(|| gpu.layer(layer, hidden), ahead);
         match (done, before) {
             (Ok(()), _) => Ok(true),
             (Err(Error::Device { device, problem }), Some(before)) => {
@@ -211,7 +216,7 @@ impl<'a> Forward<'a> {
     pub fn finish(&self, rows: &[usize]) -> Result<Finished> {
         let states = self.states(rows)?;
         #[cfg(feature = "gpu")]
-        if let Some(gpu) = &self.gpu {
+        if let Some(gpu) = self.usable_gpu() {
             return Ok(Finished(Values::Gpu(gpu.finish(states.clone()), states)));
         }
         Ok(Finished(Values::Cpu(self.cpu.finish(states))))
@@ -238,7 +243,9 @@ impl<'a> Forward<'a> {
     /// If the head's weights can't be read.
     pub fn logits(&self, finished: &Finished, vocabulary: Range<usize>) -> Result<Vec<f32>> {
         #[cfg(feature = "gpu")]
-        if let (Values::Gpu(x, _), Some(gpu)) = (&finished.0, self.usable_gpu()) {
+        if let (Values::Gpu(x, _), Some(gpu)) = (&finished.0, self.usable_gpu())
+            && x.is_whole()
+        {
             let made = gpu.logits(x, vocabulary.clone()).and_then(|logits| gpu.ops.download(logits));
             match made {
                 Err(Error::Device { device, problem }) => gpu.ops.give_up("the head", &device, &problem),
@@ -260,7 +267,7 @@ impl<'a> Forward<'a> {
 
     #[cfg(feature = "gpu")]
     fn usable_gpu(&self) -> Option<&Engine<'a, Gpu<'a>>> {
-        self.gpu.as_ref().filter(|gpu| !gpu.ops.is_lost())
+        self.gpu.as_ref().filter(|gpu| gpu.ops.is_usable())
     }
 
     /// Takes in a stretch of the vocabulary: the logits of finished states, against those of a reference if there is one. `targets` are
@@ -315,7 +322,8 @@ impl<'a> Forward<'a> {
             finished: &'f Finished,
         ) -> Option<(&'f Engine<'a, Gpu<'a>>, &'f gpu::Tensor)> {
             match &finished.0 {
-                Values::Gpu(x, _) => Some((forward.usable_gpu()?, x)),
+                Values::Gpu(x, _) if x.is_whole() => Some((forward.usable_gpu()?, x)),
+                Values::Gpu(..) => None,
                 Values::Cpu(_) => None,
             }
         }
@@ -336,48 +344,70 @@ impl<'a> Forward<'a> {
 #[cfg(all(test, feature = "gpu"))]
 mod tests {
     use std::path::Path;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-    /// What the processor makes of the tiny model, and what a device makes of it that breaks down in layer 1 and at the head.
-    #[test]
-    #[ignore = "needs a graphics processor"]
-    fn the_processor_does_what_a_device_fails_at() {
+    /// Runs the tiny model while `trouble` does something to the device before layer 1 and before the head, and compares with what the
+    /// processor makes of it.
+    fn with_trouble(device: &Arc<gpu::Device>, trouble: impl Fn(&gpu::Device)) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/tiny-deepseek");
         let weights = Weights::open(&folder.into()).expect("fixture");
-        let device = gpu::open(0, |line| TOLD.lock().expect("lines").push(line.to_owned())).expect("device");
         let tokens = [(0..40).collect::<Vec<u32>>()];
         let rows: Vec<usize> = (0..40).collect();
         let run = |processor: &Processor| {
+            let trouble = |processor: &Processor| {
+                if let Processor::Gpu(device) = processor {
+                    trouble(device);
+                }
+            };
             let (space, memory) = (Space::new(1 << 30), 1 << 30);
             let forward =
                 Forward::new(&weights, &weights, processor, Precision::F32, &tokens, &space, memory);
             let mut forward = forward.expect("embedding");
             for layer in 0..forward.layers() {
                 if layer == 1 {
-                    device.fail("out of memory");
+                    trouble(processor);
                 }
                 forward.layer(layer).expect("layer");
             }
             let finished = forward.finish(&rows).expect("states");
-            device.fail("lost its way");
+            trouble(processor);
             let mut states = vec![State::default(); 40];
             forward.score(&finished, None, 0..100, &[7; 40], &mut states).expect("scores");
-            (forward.logits(&finished, 0..100).expect("logits"), states)
+            // And what was on the device before is not taken for whole.
+            let logits = forward.logits(&finished, 0..100).expect("logits");
+            (logits, states.iter().map(|state| state.finish().nll).collect::<Vec<f64>>())
         };
-        let (expected, _) = run(&Processor::Cpu);
-        device.recover();
-        let (found, states) = run(&Processor::Gpu(device.clone()));
+        let (expected, expected_nll) = run(&Processor::Cpu);
+        let (found, nll) = run(&Processor::Gpu(device.clone()));
         let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let off = found.iter().zip(&expected).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
         assert!(off <= 1e-5 * largest, "off by {off} of {largest}");
-        assert!(states.iter().all(|state| state.finish().nll.is_finite()));
+        assert!(nll.iter().zip(&expected_nll).all(|(a, b)| (a - b).abs() < 1e-4), "{nll:?} {expected_nll:?}");
+        assert!(device.was_helped());
+    }
+
+    #[test]
+    #[ignore = "needs a graphics processor"]
+    fn the_processor_does_what_a_device_fails_at() {
+        static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let device = gpu::open(0, |line| TOLD.lock().expect("lines").push(line.to_owned())).expect("device");
+        with_trouble(&device, |device| device.fail("out of memory"));
         let told = TOLD.lock().expect("lines").join("\n");
         assert!(told.contains("out of memory; layer 1 is computed on the processor"), "{told}");
-        assert!(told.contains("lost its way; the head is computed on the processor"), "{told}");
+        assert!(told.contains("out of memory; the head is computed on the processor"), "{told}");
         assert_eq!(told.lines().count(), 2, "{told}");
+    }
+
+    #[test]
+    #[ignore = "needs a graphics processor"]
+    fn the_processor_does_all_that_is_left_when_a_device_is_lost() {
+        static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let device = gpu::open(0, |line| TOLD.lock().expect("lines").push(line.to_owned())).expect("device");
+        with_trouble(&device, gpu::Device::destroy);
+        let told = TOLD.lock().expect("lines").join("\n");
+        assert!(told.contains("layer 1 and all that follows is computed on the processor"), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
     }
 }

@@ -47,7 +47,15 @@ impl Options {
             #[cfg(feature = "gpu")]
             (Precision::Fixed, Processor::Gpu(_)) => "",
         };
-        let on = self.processor.gpu_name().map_or(String::new(), |name| format!(", on {name}"));
+        let on = match &self.processor {
+            Processor::Cpu => String::new(),
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(device) if device.was_helped() => {
+                format!(", on {} and in part on the processor", device.info.name)
+            }
+            #[cfg(feature = "gpu")]
+            Processor::Gpu(device) => format!(", on {}", device.info.name),
+        };
         products.to_owned() + &on
     }
 }

@@ -11,7 +11,6 @@ struct Params {
     // 0: none.
     soft_cap: f32,
     has_sinks: u32,
-    first_tile: u32,
 }
 var<immediate> p: Params;
 
@@ -79,7 +78,7 @@ fn sees4(query: u32, key: u32) -> vec4<bool> {
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let tile = tiles[p.first_tile + group.x];
+    let tile = tiles[group.x];
     let head = group.y;
     let kv_head = head / (p.heads / p.kv_heads);
 

@@ -9,7 +9,7 @@ mod rowwise;
 mod sequence;
 
 pub use matmul::{TILE, Unit, matmul};
-pub use rowwise::{Function, Other, copy, elementwise, gather, halve, rms_norm, rope, scatter_add};
+pub use rowwise::{Function, Other, copy, count, elementwise, gather, halve, rms_norm, rope, scatter_add};
 pub use sequence::{DELTA_COLUMNS, DIVERGENCE_WORDS, attention, convolution, delta_rule, divergence};
 
 use crate::float;

@@ -95,6 +95,11 @@ pub fn halve() -> Shader {
     Shader { name: "halve".to_owned(), text }
 }
 
+/// Counts how often it ran.
+pub fn count() -> Shader {
+    shader("count", include_str!("count.wgsl"))
+}
+
 /// Copies heads from matrix to matrix.
 pub fn copy() -> Shader {
     shader("copy", include_str!("copy.wgsl"))

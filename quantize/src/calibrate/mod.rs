@@ -95,13 +95,9 @@ impl Calibration {
         rounding: Rounding,
         processor: &Processor,
     ) -> Calibration {
-        Calibration {
-            text: hex(&Sha256::digest(text)),
-            context,
-            chunks,
-            rounding,
-            device: processor.gpu_name(),
-        }
+        // Rounding to nearest runs no model.
+        let device = processor.gpu_name().filter(|_| rounding != Rounding::Nearest);
+        Calibration { text: hex(&Sha256::digest(text)), context, chunks, rounding, device }
     }
 
     /// What stands in the recipe.

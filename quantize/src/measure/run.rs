@@ -67,9 +67,6 @@ struct Head {
     inputs: Vec<Inputs>,
 }
 
-/// A forward pass through the probe.
-type Pass<'a> = Forward<'a>;
-
 impl Run<'_> {
     /// Measures all tensors of the layers, the embedding and the head.
     ///
@@ -81,7 +78,9 @@ impl Run<'_> {
         let embed = || {
             let memory = self.request.memory / 4;
             let (tokens, processor) = (&self.sequences, &self.request.processor);
-            Forward::new(self.weights, &probe, processor, Precision::Fixed, tokens, &space, memory)
+            // Fixed point is fine enough for small divergences; a device's half precision is not.
+            let precision = if processor.gpu_name().is_some() { Precision::F32 } else { Precision::Fixed };
+            Forward::new(self.weights, &probe, processor, precision, tokens, &space, memory)
         };
         let mut forward = embed()?;
         let mut groups = Vec::new();
@@ -154,7 +153,7 @@ impl Run<'_> {
     fn layer(
         &self,
         probe: &Probe<'_>,
-        forward: &mut Pass<'_>,
+        forward: &mut Forward<'_>,
         layer: usize,
         copies: &mut Option<Hidden>,
         groups: &mut Vec<Group>,
@@ -167,7 +166,7 @@ impl Run<'_> {
         probe.keep();
         forward.layer(layer)?;
         let inputs = probe.kept();
-        let quantized = |forward: &mut Pass<'_>, tensors: &[usize]| -> Result<Hidden> {
+        let quantized = |forward: &mut Forward<'_>, tensors: &[usize]| -> Result<Hidden> {
             self.check()?;
             let mut states = Hidden::join(&input, &[])?;
             probe.quantize(tensors);
@@ -225,9 +224,9 @@ fn is_mlp(class: Class) -> bool {
 
 /// Runs `f` over other states than the pass's own.
 fn with<T>(
-    forward: &mut Pass<'_>,
+    forward: &mut Forward<'_>,
     states: &mut Hidden,
-    f: impl FnOnce(&mut Pass<'_>) -> Result<T>,
+    f: impl FnOnce(&mut Forward<'_>) -> Result<T>,
 ) -> Result<T> {
     std::mem::swap(&mut forward.hidden, states);
     let result = f(forward);
@@ -245,7 +244,7 @@ struct Scores<'a> {
 
 impl Scores<'_> {
     /// The head and the mean divergence if it alone is quantized, and some of its inputs.
-    fn head(&self, forward: &Pass<'_>) -> Result<Option<Head>> {
+    fn head(&self, forward: &Forward<'_>) -> Result<Option<Head>> {
         let weights = self.run.weights;
         let index = weights.index("output.weight").or_else(|| weights.index("token_embd.weight"));
         let Some(index) = index.filter(|&index| is_tried(&weights.tensors[index])) else {
@@ -269,7 +268,7 @@ impl Scores<'_> {
     }
 
     /// The mean divergence of each of `count` copies.
-    fn copies(&self, forward: &mut Pass<'_>, mut copies: Hidden, count: usize) -> Result<Vec<f64>> {
+    fn copies(&self, forward: &mut Forward<'_>, mut copies: Hidden, count: usize) -> Result<Vec<f64>> {
         let tokens = forward.hidden.store.rows;
         let reference = forward.finish(&self.rows)?;
         let mut nats = Vec::new();
@@ -292,7 +291,7 @@ impl Scores<'_> {
     }
 }
 
-fn stretches(forward: &Pass<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
+fn stretches(forward: &Forward<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
     let vocabulary = forward.vocabulary();
     (0..vocabulary).step_by(VOCABULARY_TILE).map(move |first| first..vocabulary.min(first + VOCABULARY_TILE))
 }

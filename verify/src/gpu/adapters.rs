@@ -14,10 +14,17 @@ static INSTANCE: LazyLock<wgpu::Instance> = LazyLock::new(|| {
     })
 });
 
-/// All adapters, real ones before software, otherwise in the system's order: `--device gpu:N` counts in this list.
+/// All adapters: cards first, then what shares the processor's memory, software last, otherwise in the system's order. `--device gpu:N`
+/// counts in this list.
 pub fn adapters() -> Vec<wgpu::Adapter> {
     let mut all = pollster::block_on(INSTANCE.enumerate_adapters(wgpu::Backends::all()));
-    all.sort_by_key(|adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu);
+    all.sort_by_key(|adapter| match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
     all
 }
 

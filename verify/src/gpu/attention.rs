@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use kernels::shaders;
 
+use super::commands::{Binding, MOST_WORK};
 use super::copy::{Place, copy};
-use super::device::{Binding, Device};
+use super::device::Device;
 use super::spans::{LARGEST_GRID, Span, spans};
 use super::tensor::Tensor;
 use crate::ops::{Attention, Sequences};
@@ -45,12 +46,17 @@ fn run(device: &Device, [q, k, v, out]: [&Tensor; 4], a: &Attention, span: &Span
         tiles.extend((0..length).step_by(queries).map(|first| [row as u32, length as u32, first as u32]));
         row += length;
     }
-    // Those that see most come first, and none is left to be waited for at the end.
-    tiles.sort_by_key(|&[_, _, first]| std::cmp::Reverse(first));
     let sinks = device.constant(bytemuck::cast_slice(a.sinks.as_deref().unwrap_or_default()));
-    let list = device.constant(bytemuck::cast_slice(&tiles));
     let shader = shaders::attention(a.key, a.value, queries);
-    for first in (0..tiles.len()).step_by(LARGEST_GRID) {
+    // Sequence after sequence, so that keys and values are still near.
+    let mut rest = &mut tiles[..];
+    while !rest.is_empty() {
+        let (count, work) = piece(rest, a, queries);
+        let (tiles, more) = std::mem::take(&mut rest).split_at_mut(count);
+        rest = more;
+        // Those that see most come first, and none is left to be waited for at the end.
+        tiles.sort_by_key(|&[_, _, first]| std::cmp::Reverse(first));
+        let list = device.constant(bytemuck::cast_slice(tiles));
         let params = [
             a.heads as u32,
             a.kv_heads as u32,
@@ -58,7 +64,6 @@ fn run(device: &Device, [q, k, v, out]: [&Tensor; 4], a: &Attention, span: &Span
             a.window.map_or(u32::MAX, |window| window as u32),
             a.soft_cap.unwrap_or(0.0).to_bits(),
             u32::from(a.sinks.is_some()),
-            first as u32,
         ];
         let bindings = [
             q.read(&span.rows),
@@ -68,9 +73,24 @@ fn run(device: &Device, [q, k, v, out]: [&Tensor; 4], a: &Attention, span: &Span
             Binding::read(&list),
             Binding::read(&sinks),
         ];
-        let groups = [LARGEST_GRID.min(tiles.len() - first) as u32, a.heads as u32, 1];
-        device.run(&shader, &bindings, &params, groups);
+        device.run(&shader, &bindings, &params, [count as u32, a.heads as u32, 1]);
+        device.worked(work);
     }
+}
+
+/// How many of the first tiles are done at once, and their operations.
+fn piece(tiles: &[[u32; 3]], a: &Attention, queries: usize) -> (usize, f64) {
+    let (mut count, mut work) = (0, 0.0);
+    for &[_, _, first] in &tiles[..tiles.len().min(LARGEST_GRID)] {
+        let seen = (first as usize + queries).min(a.window.unwrap_or(usize::MAX).saturating_add(queries));
+        let own = 2.0 * (queries * seen * a.heads) as f64 * (a.key + a.value) as f64;
+        if count > 0 && work + own > MOST_WORK {
+            break;
+        }
+        count += 1;
+        work += own;
+    }
+    (count, work)
 }
 
 /// A sequence that can't be bound at once: as many heads at a time as can, in matrices of their own.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kernels::shaders;
 
-use super::device::{Binding, Device};
+use super::commands::Binding;
+use super::device::Device;
 use super::tensor::{Tensor, groups_of, row_tiles};
 use crate::error::Result;
 use crate::store::{Space, Store};

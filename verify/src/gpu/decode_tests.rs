@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kernels::shaders::{Decoder, decode};
 use kernels::{Format, Isa, fp8, table};
 
-use super::device::Binding;
+use super::commands::Binding;
 use super::tests::device;
 use super::*;
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use kernels::shaders;
 
-use super::device::{Binding, Device};
+use super::commands::Binding;
+use super::device::Device;
 use super::spans::{LARGEST_GRID, spans};
 use super::tensor::{Tensor, row_tiles};
 use crate::ops::{DeltaRule, Sequences};

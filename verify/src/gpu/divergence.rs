@@ -5,7 +5,8 @@ use std::sync::Arc;
 use kernels::divergence::{Logits, Reference, State};
 use kernels::shaders::{self, DIVERGENCE_WORDS};
 
-use super::device::{Binding, Device};
+use super::commands::Binding;
+use super::device::Device;
 use super::spans::LARGEST_GRID;
 use super::tensor::{Tensor, row_tiles};
 use crate::error::Result;

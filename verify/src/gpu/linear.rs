@@ -6,10 +6,11 @@ use kernels::matrix::Matrix as Host;
 use kernels::shaders::{self, Function, Operands, Other, TILE, Unit};
 
 use super::Gpu;
-use super::device::{Binding, Device};
-use super::resident::{Chunk, Matrix, Wanted, passing};
+use super::commands::{Binding, MOST_WORK};
+use super::device::Device;
+use super::resident::{Chunk, Matrix, Wanted, decoded};
 use super::rowwise::elementwise;
-use super::tensor::{Tensor, groups_of, row_tiles};
+use super::tensor::{Tensor, groups_of, row_tiles, row_tiles_of};
 use crate::error::Result;
 use crate::weights::{Linear, Stack};
 
@@ -51,7 +52,7 @@ impl Gpu<'_> {
             None => {
                 let values = self.device.read(x.buffer(), x.bytes())?;
                 self.tap.product(Host::dense(&values, x.rows, x.columns), w)?;
-                Arc::new(passing(&self.device, self.tap, &wanted)?)
+                Arc::new(decoded(&self.device, self.tap, &wanted)?)
             }
         };
         let prepared = self.prepare(x);
@@ -80,7 +81,7 @@ impl Gpu<'_> {
 
     /// See [`Ops::per_head`](crate::ops::Ops::per_head).
     pub(super) fn per_head(&self, x: &Tensor, w: &Stack, transposed: bool) -> Result<Tensor> {
-        let (first, last) = (w.one(0), w.one(w.count - 1));
+        let first = w.one(0);
         let (rows, columns) = (first.rows.len(), first.columns);
         let apart = if w.count > 1 { w.one(1).rows.start - first.rows.start } else { rows };
         let (k, n) = if transposed { (rows, columns) } else { (columns, rows) };
@@ -91,22 +92,29 @@ impl Gpu<'_> {
             grain: apart,
             transposed,
         };
-        debug_assert_eq!(last.rows.end, wanted.rows.end);
+        assert!(!transposed || rows == apart, "only whole matrices can be transposed");
         let matrix = match self.tap.untouched() {
             Some(weights) => self.resident.get(&self.device, weights, &wanted)?,
-            None => Arc::new(passing(&self.device, self.tap, &wanted)?),
+            None => Arc::new(decoded(&self.device, self.tap, &wanted)?),
         };
         let prepared = self.prepare(x);
         let own = if x.columns == k { 0 } else { k };
         let out = Tensor::unwritten(&self.device, x.rows, w.count * n);
         // Rows of a head's matrix in the buffer.
         let step = if transposed { columns } else { apart };
-        let mut head = 0;
+        // What is there may hold more heads than these.
+        let place = if transposed { wanted.rows.start / rows * columns } else { wanted.rows.start };
         for chunk in &matrix.chunks {
-            let batch = chunk.rows.len().div_ceil(step);
+            let begin = chunk.rows.start.max(place);
+            let end = chunk.rows.end.min(place + (w.count - 1) * step + n);
+            if begin >= end {
+                continue;
+            }
+            let head = (begin - place) / step;
+            let batch = (end - begin).div_ceil(step);
             let product = Product {
                 rows: n,
-                w_first: 0,
+                w_first: begin - chunk.rows.start,
                 columns: k,
                 x_first: head * own,
                 result_first: head * n,
@@ -116,7 +124,6 @@ impl Gpu<'_> {
                 result_step: n,
             };
             self.multiply(x, &prepared, &matrix, chunk, &product, &out);
-            head += batch;
         }
         self.finish(&prepared, &out, None);
         Ok(out)
@@ -157,7 +164,10 @@ impl Gpu<'_> {
         let is_tiled = product.rows.is_multiple_of(TILE) && device.multiplies_cooperatively(self.operands);
         let unit = if is_tiled { Unit::Cooperative } else { Unit::Plain };
         let shader = shaders::matmul(&w.decoder, self.operands, unit);
-        for rows in row_tiles(device, x.rows, x.columns.max(out.columns)) {
+        // Of so many operations a token, as many tokens as one command may have.
+        let per_token = 2.0 * (product.rows * product.columns * product.batch) as f64;
+        let most = (MOST_WORK / per_token.max(1.0)) as usize;
+        for rows in row_tiles_of(device, x.rows, x.columns.max(out.columns), most) {
             let read = match &prepared.values {
                 Some(halves) => {
                     let half = |row: usize| (2 * row * x.columns) as u64;
@@ -185,6 +195,7 @@ impl Gpu<'_> {
             params.extend(numbers.map(|n| n as u32));
             let groups = [product.rows.div_ceil(TILE), rows.len().div_ceil(TILE), product.batch];
             device.run(&shader, &bindings, &params, groups.map(|n| n as u32));
+            device.worked(rows.len() as f64 * per_token);
         }
     }
 

@@ -4,12 +4,14 @@ mod adapters;
 mod attention;
 mod bank;
 pub mod check;
+mod commands;
 mod copy;
 #[cfg(test)]
 mod decode_tests;
 mod delta;
 mod device;
 mod divergence;
+mod fault;
 mod linear;
 mod ops;
 mod pool;
@@ -21,6 +23,7 @@ mod tensor;
 mod testing;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use formats::OutputTensor;
 use kernels::divergence::State;
@@ -44,19 +47,29 @@ pub struct Gpu<'a> {
     resident: Resident,
     /// Bytes for what stays on the device.
     room: u64,
+    /// How often the device failed at something.
+    failures: AtomicUsize,
 }
+
+/// What stays on a device takes no more bytes, however many it may.
+const MOST_ROOM: u64 = 64 << 30;
+
+/// Failures after which a device is left alone.
+const MOST_FAILURES: usize = 3;
 
 impl<'a> Gpu<'a> {
     /// For a model's graph: [`Precision::Fixed`] means products in half precision, if the device has it. Up to `room` bytes of weights
     /// stay on the device when they were used, and as many of rows of tokens.
     pub fn new(device: &Arc<Device>, tap: &'a dyn Tap, precision: Precision, room: u64) -> Gpu<'a> {
         let halves = precision == Precision::Fixed && device.has_halves();
+        let room = room.min(MOST_ROOM);
         Gpu {
             device: device.clone(),
             tap,
             operands: if halves { Operands::F16 } else { Operands::F32 },
             resident: Resident::new(room),
             room,
+            failures: AtomicUsize::new(0),
         }
     }
 
@@ -93,17 +106,19 @@ impl<'a> Gpu<'a> {
         divergence::divergence(&self.device, model, reference, first, targets, states)
     }
 
-    /// Whether the device is gone.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.device.is_lost()
+    /// Whether the device is to be used.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.device.is_lost() && self.failures.load(Ordering::Relaxed) < MOST_FAILURES
     }
 
     /// Tells that the processor does what the device failed at, drops all that is there, and forgets what went wrong unless the device
-    /// is gone.
+    /// is gone. Less stays there from now on.
     pub(crate) fn give_up(&self, what: &str, device: &str, problem: &str) {
-        self.resident.clear();
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.device.gave_up();
+        self.resident.shrink();
         self.device.recover();
-        let rest = if self.is_lost() { " and all that follows" } else { "" };
+        let rest = if self.is_usable() { "" } else { " and all that follows" };
         // A driver may say more than a line.
         let problem = problem.split_whitespace().collect::<Vec<_>>().join(" ");
         (self.device.tell)(&format!("{device}: {problem}; {what}{rest} is computed on the processor"));
@@ -114,7 +129,7 @@ impl<'a> Gpu<'a> {
 mod tests {
     use kernels::shaders::{Decoder, decode};
 
-    use super::device::Binding;
+    use super::commands::Binding;
     use super::*;
 
     /// The device that tests run on: the first there is, which on a machine without a graphics processor is Mesa's lavapipe.

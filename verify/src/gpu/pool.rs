@@ -11,8 +11,8 @@ use super::device::lock;
 pub(super) const ACTIVATIONS: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_SRC).union(BufferUsages::COPY_DST);
 
-/// Buffers kept.
-const KEPT: usize = 24;
+/// Buffers kept, and their bytes.
+const KEPT: (usize, u64) = (24, 2 << 30);
 
 /// Sizes are rounded up to a multiple of this, so that more of them are equal.
 const GRAIN: u64 = 4096;
@@ -42,7 +42,7 @@ impl Pool {
     pub fn give(&self, buffer: Buffer, usage: BufferUsages) {
         let mut free = lock(&self.free);
         free.push((buffer, usage));
-        if free.len() > KEPT {
+        while free.len() > KEPT.0 || free.iter().map(|(buffer, _)| buffer.size()).sum::<u64>() > KEPT.1 {
             free.remove(0);
         }
     }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use kernels::shaders::TILE;
 use wgpu::Buffer;
 
-use super::device::{Binding, Device};
+use super::commands::Binding;
+use super::device::Device;
 use super::pool::ACTIVATIONS;
+use super::spans::LARGEST_GRID;
 
 /// A matrix in `f32`: rows of `columns` values, one after the other.
 pub struct Tensor {
@@ -15,6 +17,7 @@ pub struct Tensor {
     buffer: Option<Buffer>,
     pub(super) rows: usize,
     pub(super) columns: usize,
+    epoch: u64,
 }
 
 impl Drop for Tensor {
@@ -30,7 +33,7 @@ impl Tensor {
     pub(super) fn unwritten(device: &Arc<Device>, rows: usize, columns: usize) -> Tensor {
         let bytes = 4 * (rows.next_multiple_of(TILE) * columns) as u64;
         let buffer = device.pool.take(&device.device, bytes, ACTIVATIONS);
-        Tensor { device: device.clone(), buffer: Some(buffer), rows, columns }
+        Tensor { device: device.clone(), buffer: Some(buffer), rows, columns, epoch: device.faults.epoch() }
     }
 
     /// A matrix with these values.
@@ -62,6 +65,11 @@ impl Tensor {
         }
     }
 
+    /// Whether nothing was forgotten since it was made, so that what was to write it did.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.epoch == self.device.faults.epoch()
+    }
+
     pub(super) fn buffer(&self) -> &Buffer {
         self.buffer.as_ref().expect("only dropped matrices have none")
     }
@@ -85,9 +93,7 @@ impl Tensor {
     pub(super) fn write(&self, rows: &Range<usize>) -> Binding<'_> {
         Binding::Write(self.buffer(), self.range(rows))
     }
-}
 
-impl Tensor {
     /// Some rows, to be written in whole tiles: what lies behind the last row may be overwritten, up to a whole tile.
     pub(super) fn write_tiles(&self, rows: &Range<usize>) -> Binding<'_> {
         let end = rows.start + rows.len().next_multiple_of(TILE);
@@ -97,16 +103,20 @@ impl Tensor {
 
 /// Workgroups for `count` pieces of work, in a grid that every device allows; kernels count them along x, then y.
 pub(super) fn groups_of(count: usize) -> [u32; 3] {
-    const MOST: usize = 65_535;
-    let x = count.clamp(1, MOST);
+    let x = count.clamp(1, LARGEST_GRID);
     [x as u32, count.div_ceil(x) as u32, 1]
 }
 
 /// Rows of a matrix that can be bound at once if a row has `columns` values, at most, in ranges that begin where bindings may.
 pub(super) fn row_tiles(device: &Device, rows: usize, columns: usize) -> Vec<Range<usize>> {
+    row_tiles_of(device, rows, columns, usize::MAX)
+}
+
+/// The same, and no more than `most` rows, as far as that can be.
+pub(super) fn row_tiles_of(device: &Device, rows: usize, columns: usize, most: usize) -> Vec<Range<usize>> {
     // 128 rows of half floats begin at a multiple of 256 bytes, which every device allows.
     const STEP: usize = 2 * TILE;
-    let most = (device.binding / (4 * columns.max(1) as u64)) as usize / STEP * STEP;
-    let most = most.max(STEP);
+    let most = most.min((device.binding / (4 * columns.max(1) as u64)) as usize);
+    let most = (most / STEP * STEP).max(STEP);
     (0..rows).step_by(most).map(|first| first..rows.min(first + most)).collect()
 }

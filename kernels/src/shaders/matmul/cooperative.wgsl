@@ -3,9 +3,11 @@
 // again what another one makes. Rows are a multiple of 64, and the result has room for whole tiles of tokens: its elements are stored
 // eight by eight.
 const THREADS: u32 = 128u;
+// Values of a row of a staged tile: apart for the same reason, and eight of them always at a multiple of 16 bytes.
+const STRIDE: u32 = 40u;
 
-var<workgroup> xs: array<T, 2304>;
-var<workgroup> ws: array<T, 2304>;
+var<workgroup> xs: array<T, 2560>;
+var<workgroup> ws: array<T, 2560>;
 
 fn put_x(at: u32, values: vec4<T>) {
     xs[at] = values.x;

@@ -1,5 +1,7 @@
 // Each of 64 invocations makes 8 × 8 elements of the tile.
 const THREADS: u32 = 64u;
+// Values of a row of a staged tile: apart enough for rows next to each other to lie in different banks.
+const STRIDE: u32 = 36u;
 
 var<workgroup> xs: array<vec4<T>, 576>;
 var<workgroup> ws: array<vec4<T>, 576>;

@@ -26,8 +26,6 @@ var<immediate> p: Params;
 
 const TILE: u32 = 64u;
 const DEPTH: u32 = 32u;
-// Values of a row of a staged tile: apart enough for rows next to each other to lie in different banks.
-const STRIDE: u32 = 36u;
 
 fn plane1() -> u32 {
     return p.plane1;
