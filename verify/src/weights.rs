@@ -61,10 +61,10 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// All of a tensor [count, rows, columns].
-    pub(crate) fn new(tensor: usize, count: usize, rows: usize, columns: usize) -> Stack {
-        let all = Linear { tensor, rows: 0..count * rows, columns, bias: None };
-        Stack { all, count, rows: 0..rows }
+    /// A matrix seen as `count` of them.
+    pub fn new(all: Linear, count: usize) -> Stack {
+        let rows = 0..all.rows.len() / count.max(1);
+        Stack { all, count, rows }
     }
 
     /// One of the matrices.
@@ -173,8 +173,7 @@ impl Weights {
             true => Some(self.values(self.take(&bias, &[count, rows])?)?),
             false => None,
         };
-        let all = Linear { tensor, rows: 0..count * rows, columns, bias };
-        Ok(Stack { all, count, rows: 0..rows })
+        Ok(Stack::new(Linear { tensor, rows: 0..count * rows, columns, bias }, count))
     }
 
     /// Decodes rows of a tensor (all dimensions but the last flattened) into `out`, row after row.

@@ -190,7 +190,8 @@ impl Operation {
             }
             Operation::PerHead { transposed } => {
                 let k = if transposed { 40 } else { 72 };
-                ops.per_head(&x(1, 3 * k), &Stack::new(2, 3, 40, 72), transposed)?
+                let all = Linear { tensor: 2, rows: 0..3 * 40, columns: 72, bias: None };
+                ops.per_head(&x(1, 3 * k), &Stack::new(all, 3), transposed)?
             }
             Operation::RmsNorm => ops.rms_norm(&x(1, 3 * 96), 96, Some(&noise(2, 96)), 1e-6),
             Operation::Rotate(order) => {
