@@ -70,10 +70,13 @@ fn every_decoder_is_valid() {
 
 #[test]
 fn products_are_valid() {
-    let decoder = Decoder::of(&q4_k::Q4_K);
+    let shown = Decoder::of(&q4_k::Q4_K);
     for operands in [Operands::F32, Operands::F16] {
         for unit in [Unit::Plain, Unit::Cooperative] {
-            snapshot(&matmul(&decoder, operands, unit));
+            snapshot(&matmul(&shown, operands, unit));
+            for decoder in decoders() {
+                metal(&matmul(&decoder, operands, unit));
+            }
         }
     }
 }
