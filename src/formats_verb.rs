@@ -32,7 +32,8 @@ fn as_json() -> Value {
     let mixes: Vec<Value> = MIXES.iter().map(|mix| json!({ "name": mix.name, "base": mix.base })).collect();
     json!({
         "gguf": { "mixes": mixes, "types": formats(kernel_table::GGUF) },
-        "mlx": { "formats": formats(&mlx()) },
+        "mlx": { "formats": formats(&without_variants(kernel_table::MLX)) },
+        "compressed-tensors": { "formats": formats(&without_variants(kernel_table::COMPRESSED_TENSORS)) },
     })
 }
 
@@ -46,16 +47,21 @@ fn print() -> Result<()> {
     writeln!(out, "{mixes}\n\nGGUF types (--tensor 'REGEX=TYPE')\n\n{}\n", rows(kernel_table::GGUF))?;
     writeln!(
         out,
-        "MLX formats (--to mlx --format …, or --tensor 'REGEX=FORMAT')\n\n{}",
+        "MLX formats (--to mlx --format …, or --tensor 'REGEX=FORMAT')\n\n{}\n",
         rows(kernel_table::MLX)
+    )?;
+    writeln!(
+        out,
+        "compressed-tensors formats (--to compressed-tensors --format …, or --tensor 'REGEX=FORMAT')\n\n{}",
+        rows(kernel_table::COMPRESSED_TENSORS)
     )?;
     Ok(())
 }
 
-/// MLX's formats as users name them: the variants for scales of another type than BF16 follow from the model.
-fn mlx() -> Vec<&'static Format> {
+/// Formats as users name them: the variants for scales of another type than BF16 follow from the model.
+fn without_variants(formats: &'static [&'static Format]) -> Vec<&'static Format> {
     let variant = |format: &Format| ["-f16", "-f32"].iter().any(|end| format.name.ends_with(end));
-    kernel_table::MLX.iter().copied().filter(|format| !variant(format)).collect()
+    formats.iter().copied().filter(|format| !variant(format)).collect()
 }
 
 fn rows(formats: &[&'static Format]) -> comfy_table::Table {

@@ -50,7 +50,7 @@ pub fn run(args: &args::Plan) -> Result<()> {
     let name = source.name();
     let out = PathBuf::from(match wish.container {
         Container::Gguf => format!("{name}.gguf"),
-        Container::Mlx => name.clone(),
+        Container::Mlx | Container::CompressedTensors => name.clone(),
     });
     match fit::fit(&source, &out, &wish)? {
         Answer::Fits(fit) => {
@@ -78,8 +78,7 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
         None => None,
     };
     let container = match (args.to, &target) {
-        (Some(args::Container::Gguf), _) => Container::Gguf,
-        (Some(args::Container::Mlx), _) => Container::Mlx,
+        (Some(container), _) => container.into(),
         (None, Some(target)) if target.engines.iter().all(|engine| engine.container() == Container::Mlx) => {
             Container::Mlx
         }
@@ -87,7 +86,8 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
     };
     let engine = match container {
         Container::Gguf => budget::Engine::LlamaCpp,
-        Container::Mlx => budget::Engine::Mlx,
+        // Refused by the plan.
+        Container::Mlx | Container::CompressedTensors => budget::Engine::Mlx,
     };
     let run = Run { engine, context: args.context, parallel: args.parallel, kv: KvType::find(&args.kv)? };
     if target.is_none() && args.max_size.is_none() {
@@ -176,10 +176,7 @@ fn wish_options(args: &args::Plan) -> String {
     options.extend(args.fit.iter().map(|fit| format!("--fit {fit}")));
     options.extend(args.max_size.iter().map(|size| format!("--max-size {size}")));
     options.extend(args.target_file.iter().map(|file| format!("--target-file {}", file.display())));
-    options.extend(args.to.iter().map(|to| match to {
-        args::Container::Gguf => "--to gguf".to_owned(),
-        args::Container::Mlx => "--to mlx".to_owned(),
-    }));
+    options.extend(args.to.map(|to| format!("--to {}", Container::from(to).name())));
     if args.fit.is_some() {
         options.push(format!("--context {}", args.context));
     }

@@ -11,7 +11,7 @@ use quantize::{
     journal::Entry,
     outlet::{Outlet, Shipped},
     pass::Busy,
-    plan::{Container, Options},
+    plan::Options,
     progress::Amount,
     run::{Outcome, RunOptions},
 };
@@ -102,10 +102,6 @@ fn plan(args: &args::Quantize, source: &Source, text: Option<&Text>) -> Result<V
     }
     let containers = args.to.iter().chain([&args::Container::Gguf]);
     let outputs = containers.zip(&args.format).zip(&args.out).map(|((to, format), out)| {
-        let container = match to {
-            args::Container::Gguf => Container::Gguf,
-            args::Container::Mlx => Container::Mlx,
-        };
         let options = Options {
             overrides: args.tensors.clone(),
             shard_size: args.shard_size,
@@ -113,7 +109,7 @@ fn plan(args: &args::Quantize, source: &Source, text: Option<&Text>) -> Result<V
             allow_nonfinite: args.allow_nonfinite,
             calibration: calibration.clone(),
             imatrix: args.imatrix.clone(),
-            ..Options::new(container, format)
+            ..Options::new((*to).into(), format)
         };
         Ok(Job::plan(source, out, &options)?)
     });

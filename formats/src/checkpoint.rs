@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::compressed_folder;
 use crate::error::{Error, Result};
 use crate::gguf::{self, Gguf};
 use crate::index;
-use crate::mlx_folder::{self, MlxFolder};
+use crate::joined::Joined;
+use crate::mlx_folder;
 use crate::safetensors::Safetensors;
 use crate::source::{Opened, Source};
 use crate::tensor::TensorSource;
@@ -35,7 +37,9 @@ pub enum Weights {
     /// A folder of safetensors, or one file.
     Safetensors(Safetensors),
     /// A folder of safetensors as MLX has them.
-    Mlx(MlxFolder),
+    Mlx(Joined),
+    /// A folder of safetensors as compressed-tensors has them.
+    CompressedTensors(Joined),
     /// A GGUF or all its splits.
     Gguf(Gguf),
 }
@@ -91,20 +95,27 @@ impl Checkpoint {
         }
     }
 
-    /// Hugging Face's or MLX's files, whichever they are.
+    /// Hugging Face's, compressed-tensors' or MLX's files, whichever they are.
     fn of_safetensors(folder: PathBuf, stored: Safetensors) -> Result<Checkpoint> {
+        let config = folder.join("config.json");
+        if compressed_folder::has_packed(&stored)
+            && let Some(text) = config_text(&config)?
+            && let Some(quantization) = compressed_folder::quantization(&config, &text)?
+        {
+            let joined = compressed_folder::join(&config, stored, &quantization)?;
+            return Ok(Checkpoint { folder, weights: Weights::CompressedTensors(joined) });
+        }
         let says_mlx = stored.metadata().get("format").is_some_and(|format| format == "mlx");
         if !says_mlx && !mlx_folder::has_packed(&stored) {
             return Ok(Checkpoint { folder, weights: Weights::Safetensors(stored) });
         }
-        let config = folder.join("config.json");
         let quantization = match config_text(&config)? {
             Some(text) => mlx_folder::quantization(&config, &text)?,
             None => None,
         };
         let weights = match (says_mlx, &quantization) {
             (false, None) => Weights::Safetensors(stored),
-            _ => Weights::Mlx(MlxFolder::new(&config, stored, quantization.as_ref())?),
+            _ => Weights::Mlx(mlx_folder::join(&config, stored, quantization.as_ref())?),
         };
         Ok(Checkpoint { folder, weights })
     }
@@ -113,7 +124,7 @@ impl Checkpoint {
     pub fn source(&self) -> &dyn TensorSource {
         match &self.weights {
             Weights::Safetensors(weights) => weights,
-            Weights::Mlx(weights) => weights,
+            Weights::Mlx(weights) | Weights::CompressedTensors(weights) => weights,
             Weights::Gguf(weights) => weights,
         }
     }
@@ -125,7 +136,9 @@ impl Checkpoint {
     pub fn config(&self) -> Result<Option<String>> {
         match &self.weights {
             Weights::Gguf(_) => Ok(None),
-            Weights::Safetensors(_) | Weights::Mlx(_) => config_text(&self.folder.join("config.json")),
+            Weights::Safetensors(_) | Weights::Mlx(_) | Weights::CompressedTensors(_) => {
+                config_text(&self.folder.join("config.json"))
+            }
         }
     }
 

@@ -11,6 +11,8 @@
 //! - [`families`]: from a checkpoint's names to those of GGUF and MLX.
 //! - [`gguf`]: llama.cpp's container.
 //! - [`mlx`]: the folders of mlx-lm; [`mlx_folder`]: the same as a source.
+//! - [`compressed_tensors`]: the folders of vLLM and transformers; [`compressed_folder`]: the same as a source.
+//! - [`folder`]: what the two have in common as an output; [`joined`]: as a source.
 //! - [`summary`]: what a model on disk holds.
 //! - [`order`]: the order of tensors in a GGUF file.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
@@ -20,12 +22,16 @@
 //! Every size and offset that comes from a file is hostile until checked.
 
 pub mod checkpoint;
+pub mod compressed_folder;
+pub mod compressed_tensors;
 pub mod config;
 mod defaults;
 pub mod error;
 pub mod families;
+pub mod folder;
 pub mod gguf;
 mod index;
+pub mod joined;
 mod keys;
 pub mod layout;
 pub mod metadata;

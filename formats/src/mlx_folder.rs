@@ -2,119 +2,46 @@
 //! formats, whose bytes are those of its planes, one after the other. (mlx-lm: `utils.py`, `load_model`; [`mlx`](crate::mlx)
 //! writes such folders.)
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use kernels::{Format, mlx_affine, table};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::joined::Joined;
 use crate::safetensors::Safetensors;
-use crate::tensor::{Dtype, SourceFile, TensorId, TensorMeta, TensorSource};
+use crate::tensor::{Dtype, TensorId, TensorMeta, TensorSource};
 
 /// Ends of the names of a quantized module's tensors, in the order of the formats' planes.
 const PLANES: [&str; 3] = [".weight", ".scales", ".biases"];
 
-/// A folder as mlx-lm's `convert` writes it.
-#[derive(Debug)]
-pub struct MlxFolder {
-    stored: Safetensors,
-    tensors: Vec<TensorMeta>,
-    by_name: HashMap<String, TensorId>,
-    /// For each tensor, the stored ones that are its planes.
-    planes: Vec<Vec<TensorId>>,
-}
-
-impl MlxFolder {
-    /// Puts the planes of every quantized module together. `quantization` is what `config` (`config.json`) says under that
-    /// key; without it, all tensors are what they are.
-    ///
-    /// # Errors
-    /// [`Error::Malformed`] if a module's mode is none of MLX's, or its tensors contradict it.
-    pub fn new(
-        config: &Path,
-        stored: Safetensors,
-        quantization: Option<&Map<String, Value>>,
-    ) -> Result<MlxFolder> {
-        let mut folder =
-            MlxFolder { stored, tensors: Vec::new(), by_name: HashMap::new(), planes: Vec::new() };
-        let mut logical = Vec::new();
-        let mut is_plane = vec![false; folder.stored.tensors().len()];
-        for (id, meta) in folder.stored.tensors().iter().enumerate() {
-            let module = meta.name.strip_suffix(PLANES[0]);
-            let module = quantization.zip(module).map(|(quantization, module)| {
-                let plane = |end| folder.stored.find(&format!("{module}{end}"));
-                (quantization, module, plane(PLANES[1]), plane(PLANES[2]))
-            });
-            let Some((quantization, module, Some(scales), biases)) = module else {
-                logical.push((meta.clone(), vec![TensorId(id)]));
-                continue;
-            };
-            let module = Module { config, module, words: meta, scales: folder.stored.meta(scales) };
-            let whole = module.whole(quantization, biases.map(|biases| folder.stored.meta(biases)))?;
-            let planes: Vec<TensorId> =
-                [Some(TensorId(id)), Some(scales), biases].into_iter().flatten().collect();
-            planes[1..].iter().for_each(|plane| is_plane[plane.0] = true);
-            logical.push((whole, planes));
-        }
-        logical.retain(|(_, planes)| !is_plane[planes[0].0]);
-        for (meta, planes) in logical {
-            folder.by_name.insert(meta.name.clone(), TensorId(folder.tensors.len()));
-            folder.tensors.push(meta);
-            folder.planes.push(planes);
-        }
-        Ok(folder)
+/// Puts the planes of every quantized module together. `quantization` is what `config` (`config.json`) says under that key;
+/// without it, all tensors are what they are.
+///
+/// # Errors
+/// [`Error::Malformed`] if a module's mode is none of MLX's, or its tensors contradict it.
+pub fn join(config: &Path, stored: Safetensors, quantization: Option<&Map<String, Value>>) -> Result<Joined> {
+    let mut logical = Vec::new();
+    let mut is_plane = vec![false; stored.tensors().len()];
+    for (id, meta) in stored.tensors().iter().enumerate() {
+        let module = meta.name.strip_suffix(PLANES[0]);
+        let module = quantization.zip(module).map(|(quantization, module)| {
+            let plane = |end| stored.find(&format!("{module}{end}"));
+            (quantization, module, plane(PLANES[1]), plane(PLANES[2]))
+        });
+        let Some((quantization, module, Some(scales), biases)) = module else {
+            logical.push((meta.clone(), vec![TensorId(id)]));
+            continue;
+        };
+        let module = Module { config, module, words: meta, scales: stored.meta(scales) };
+        let whole = module.whole(quantization, biases.map(|biases| stored.meta(biases)))?;
+        let planes: Vec<TensorId> =
+            [Some(TensorId(id)), Some(scales), biases].into_iter().flatten().collect();
+        planes[1..].iter().for_each(|plane| is_plane[plane.0] = true);
+        logical.push((whole, planes));
     }
-
-    /// The files' own tensors and free strings.
-    pub fn stored(&self) -> &Safetensors {
-        &self.stored
-    }
-}
-
-impl TensorSource for MlxFolder {
-    fn tensors(&self) -> &[TensorMeta] {
-        &self.tensors
-    }
-
-    fn find(&self, name: &str) -> Option<TensorId> {
-        self.by_name.get(name).copied()
-    }
-
-    fn files(&self) -> &[SourceFile] {
-        self.stored.files()
-    }
-
-    fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let (meta, len) = (self.meta(id), buffer.len() as u64);
-        if offset.checked_add(len).is_none_or(|end| end > meta.len) {
-            return Err(Error::OutOfTensor { tensor: meta.name.clone(), offset, len, size: meta.len });
-        }
-        let (mut offset, mut rest) = (offset, buffer);
-        for &plane in &self.planes[id.0] {
-            let size = self.stored.meta(plane).len;
-            let here = size.saturating_sub(offset).min(rest.len() as u64);
-            if here > 0 {
-                let (head, tail) = rest.split_at_mut(here as usize);
-                self.stored.read_at(plane, offset, head)?;
-                rest = tail;
-            }
-            offset = offset.saturating_sub(size);
-        }
-        Ok(())
-    }
-
-    fn expect(&self, steps: Vec<Vec<usize>>) -> Result<()> {
-        self.stored.expect(steps)
-    }
-
-    fn settled(&self, step: usize) {
-        self.stored.settled(step);
-    }
-
-    fn is_mlx(&self) -> bool {
-        true
-    }
+    logical.retain(|(_, planes)| !is_plane[planes[0].0]);
+    Ok(Joined::new(stored, logical, true))
 }
 
 /// What the text of `config`, a `config.json`, says about MLX's quantization, if anything.

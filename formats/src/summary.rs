@@ -5,8 +5,7 @@
 
 use std::collections::HashSet;
 
-use kernels::float;
-use kernels::mlx_affine::with_scales;
+use kernels::{Format, float, mlx_affine, w4a16};
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
@@ -136,6 +135,15 @@ pub fn summarize(checkpoint: &Checkpoint) -> Result<Summary> {
             let tensors = folder.tensors().iter().map(mlx).collect();
             Ok(Summary { container: "mlx", files, metadata: strings(folder.stored()), tensors })
         }
+        Weights::CompressedTensors(folder) => {
+            let tensors = folder.tensors().iter().map(compressed).collect();
+            Ok(Summary {
+                container: "compressed-tensors",
+                files,
+                metadata: strings(folder.stored()),
+                tensors,
+            })
+        }
     }
 }
 
@@ -145,8 +153,17 @@ fn strings(stored: &Safetensors) -> Map<String, Value> {
 
 /// The type of an affine format's scales is the model's own and nothing of interest.
 fn mlx(meta: &TensorMeta) -> Tensor {
+    renamed(meta, |format| mlx_affine::with_scales(format, &float::BF16))
+}
+
+/// Nor is that of compressed-tensors' scales.
+fn compressed(meta: &TensorMeta) -> Tensor {
+    renamed(meta, |format| w4a16::with_scales(format, &float::BF16))
+}
+
+fn renamed(meta: &TensorMeta, name: impl Fn(&'static Format) -> &'static Format) -> Tensor {
     let dtype = match meta.dtype {
-        Dtype::Block(format) => Dtype::Block(with_scales(format, &float::BF16)),
+        Dtype::Block(format) => Dtype::Block(name(format)),
         other => other,
     };
     plain(&TensorMeta { dtype, ..meta.clone() })

@@ -24,7 +24,7 @@ struct Case {
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let container = if table::GGUF.contains(&self.format) { "" } else { "mlx/" };
+        let container = if table::MLX.contains(&self.format) && self.format.block > 1 { "mlx/" } else { "" };
         write!(f, "{container}{} {}", self.format.name, self.isa.name())
     }
 }

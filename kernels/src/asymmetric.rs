@@ -6,6 +6,7 @@
 
 use crate::scales::{divisor, storable};
 use crate::simd::Simd;
+use crate::stored::Half;
 use crate::symmetric::Groups;
 
 /// The codes, and where on them the range of the weights is tried.
@@ -69,7 +70,7 @@ pub fn search<S: Simd, T: Steps, const WEIGHTED: bool>(s: S, x: &Groups, w: &Gro
     }
 
     // From here on with scales and minima as they are stored.
-    let mut chosen = (storable(s, step), storable(s, low));
+    let mut chosen = (storable::<S, Half>(s, step), storable::<S, Half>(s, low));
     let mut refit = group.stored(s, best);
     let [mut least, error] = group.judge::<T, 2>(s, [chosen, refit]);
     let better = s.lt(error, least);
@@ -163,10 +164,10 @@ impl<S: Simd, const WEIGHTED: bool> Group<'_, S, WEIGHTED> {
     /// Scale and minimum of a regression, as they would be stored.
     #[inline(always)]
     fn stored(&self, s: S, line: Line<S>) -> (S::F32, S::F32) {
-        let scale = storable(s, s.div(line.slope, line.spread));
+        let scale = storable::<S, Half>(s, s.div(line.slope, line.spread));
         // The minimum that suits the scale as it is stored.
         let rest = s.div(s.neg_mul_add(scale, line.q, self.above), self.total);
-        (scale, storable(s, s.add(rest, self.low)))
+        (scale, storable::<S, Half>(s, s.add(rest, self.low)))
     }
 
     /// The squared error that each (scale, minimum) leaves.

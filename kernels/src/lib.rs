@@ -61,6 +61,7 @@ mod symmetric;
 pub mod table;
 pub mod ternary;
 mod tile;
+pub mod w4a16;
 mod walk;
 
 pub use format::Format;

@@ -150,8 +150,9 @@ impl<T: Stored> Kernel for Encode<'_, T> {
     }
 }
 
+/// Writes the value of each lane, one after the other.
 #[inline(always)]
-fn write<S: Simd, T: Stored>(s: S, x: S::F32, out: &mut [u8]) {
+pub(crate) fn write<S: Simd, T: Stored>(s: S, x: S::F32, out: &mut [u8]) {
     let mut bytes = [[0; 4]; LANES];
     T::write(s, x, &mut bytes);
     for (out, bytes) in out.chunks_exact_mut(T::BYTES).zip(&bytes) {
@@ -192,7 +193,7 @@ impl<T: Stored> Kernel for Decode<'_, T> {
 
 /// The words of four codes that [`search`] gives become a bit stream of `bytes` for each group.
 #[inline(always)]
-fn pack<S: Simd>(s: S, bits: usize, words: &[[i32; LANES]], bytes: usize, out: &mut [u8]) {
+pub(crate) fn pack<S: Simd>(s: S, bits: usize, words: &[[i32; LANES]], bytes: usize, out: &mut [u8]) {
     for (t, tile) in words.chunks(LANES).enumerate() {
         let mut square = [s.splat(0.0); LANES];
         for (v, words) in square.iter_mut().zip(tile) {
@@ -227,7 +228,7 @@ fn join<const BITS: usize>(words: &[i32; LANES], out: &mut [u8]) {
 
 /// The way back of [`pack`].
 #[inline(always)]
-fn unpack(bits: usize, bytes: &[u8], codes: &mut [u8]) {
+pub(crate) fn unpack(bits: usize, bytes: &[u8], codes: &mut [u8]) {
     match bits {
         2 => unpack_eights::<2>(bytes, codes),
         3 => unpack_eights::<3>(bytes, codes),

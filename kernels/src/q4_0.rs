@@ -12,6 +12,7 @@ use crate::lattice::{Lattice, Levels};
 use crate::nibbles::{self, BLOCK};
 use crate::scales::{self, divisor, read_halves, rescale_halves, write_halves};
 use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::stored::Half;
 use crate::symmetric::{Grid, search};
 
 /// 4 bits a weight and a scale: 18 bytes for 32 weights.
@@ -107,7 +108,7 @@ impl<G: Grid, const BITS: u32, const BYTES: usize, const WEIGHTED: bool> Kernel
             if WEIGHTED {
                 gather_importance(s, self.importance, BLOCK, i * LANES, &mut w);
             }
-            let scale = search::<S, G, WEIGHTED>(s, &x, &w);
+            let scale = search::<S, G, Half, WEIGHTED, _>(s, &x, &w);
             let inverse = divisor(s, scale);
             for (code, x) in codes.iter_mut().zip(&x) {
                 *code = nearest_code(s, s.load(x), inverse, G::LOW, G::HIGH);

@@ -9,6 +9,7 @@ use crate::lattice::{Lattice, Levels};
 use crate::scales::{self, divisor, read_halves, rescale_halves, write_halves};
 use crate::shaders::decoder_of_codes;
 use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::stored::Half;
 use crate::symmetric::{GROUP, Grid, search};
 
 const BYTES: usize = 2 + GROUP;
@@ -72,7 +73,7 @@ impl<const WEIGHTED: bool> Kernel for Encode<'_, WEIGHTED> {
             if WEIGHTED {
                 gather_importance(s, self.importance, GROUP, i * LANES, &mut w);
             }
-            let scale = search::<S, Eight, WEIGHTED>(s, &x, &w);
+            let scale = search::<S, Eight, Half, WEIGHTED, _>(s, &x, &w);
             let inverse = divisor(s, scale);
             let mut words = [[0; LANES]; GROUP / 4];
             for (word, x) in words.iter_mut().zip(x.as_chunks::<4>().0) {

@@ -1,14 +1,13 @@
 //! Scales as formats store them: half floats at a fixed place in each block.
 
-use crate::float::F16_MAX;
 use crate::simd::{LANES, Simd};
 use crate::stored::{Half, Stored, rescale};
 
-/// The half float nearest to each scale. Magnitudes beyond the largest half float become that, so that no decoded
-/// weight is infinite; NaN, which searches over extreme weights may meet, becomes the lowest.
+/// The number nearest to each scale that can be stored. Magnitudes beyond the largest such number become that, so that no scale
+/// is infinite; NaN, which searches over extreme weights may meet, becomes the lowest.
 #[inline(always)]
-pub fn storable<S: Simd>(s: S, scale: S::F32) -> S::F32 {
-    s.round_f16(s.min(s.max(scale, s.splat(-F16_MAX)), s.splat(F16_MAX)))
+pub fn storable<S: Simd, T: Stored>(s: S, scale: S::F32) -> S::F32 {
+    T::round(s, s.min(s.max(scale, s.splat(-T::MAX)), s.splat(T::MAX)))
 }
 
 /// `1 / scale`, and 0 where the scale is 0: all weights of such a group get code 0.

@@ -1,5 +1,6 @@
 //! The float types in which formats store scales and offsets.
 
+use crate::float::F16_MAX;
 use crate::simd::{LANES, Scalar, Simd};
 
 /// A float type in which scales and offsets are stored.
@@ -8,6 +9,8 @@ pub(crate) trait Stored {
     const BYTES: usize;
     /// How many of `f32`'s mantissa bits are not stored.
     const DROPPED: u32;
+    /// The largest finite value.
+    const MAX: f32;
     /// WGSL that reads and rounds.
     const SHADER: &str;
     /// To the nearest value, ties to even.
@@ -35,6 +38,7 @@ pub(crate) struct Bf16;
 impl Stored for Bf16 {
     const BYTES: usize = 2;
     const DROPPED: u32 = 16;
+    const MAX: f32 = f32::from_bits(0x7f7f_0000);
     const SHADER: &str = include_str!("shaders/decode/stored_bf16.wgsl");
 
     #[inline(always)]
@@ -69,13 +73,12 @@ pub(crate) struct Half;
 impl Stored for Half {
     const BYTES: usize = 2;
     const DROPPED: u32 = 13;
+    const MAX: f32 = F16_MAX;
     const SHADER: &str = include_str!("shaders/decode/stored_f16.wgsl");
 
     #[inline(always)]
     fn round<S: Simd>(s: S, x: S::F32) -> S::F32 {
-        let mut bits = [0; LANES];
-        s.store_f16(x, &mut bits);
-        s.load_f16(&bits)
+        s.round_f16(x)
     }
 
     #[inline(always)]
@@ -96,6 +99,7 @@ pub(crate) struct Single;
 impl Stored for Single {
     const BYTES: usize = 4;
     const DROPPED: u32 = 0;
+    const MAX: f32 = f32::MAX;
     const SHADER: &str = include_str!("shaders/decode/stored_f32.wgsl");
 
     #[inline(always)]

@@ -2,19 +2,20 @@
 //!
 //! Rounding to a grid of unknown step has no closed solution, but given the codes the best scale is a division. So a few
 //! placements of the largest weight on the grid are tried, the peers' own among them, and the codes that explain the most give
-//! the scale: but for its rounding to a half float never worse than the peers', nearly always better. (Where the least and
+//! the scale: but for its rounding to how it is stored never worse than the peers', nearly always better. (Where the least and
 //! the greatest weight tie, peers go by the order of the weights; here the greatest decides.) With importance, what would
 //! be stored is compared with what the peers would store, and refitted to the codes that it gives.
 
 use crate::grid::{nearest_integer, rounded};
 use crate::scales::{divisor, storable};
 use crate::simd::{LANES, Simd};
+use crate::stored::Stored;
 
-/// Weights per group.
+/// Weights per group of GGUF's types.
 pub const GROUP: usize = 32;
 
 /// One weight of each of sixteen groups in each row.
-pub type Groups = [[f32; LANES]; GROUP];
+pub type Groups<const N: usize = GROUP> = [[f32; LANES]; N];
 
 /// The integers a scale multiplies, and where on them the weight of largest magnitude is tried.
 pub trait Grid {
@@ -31,9 +32,13 @@ pub trait Grid {
     const TRIED_WEIGHTED: &[[f32; 3]];
 }
 
-/// The half-float scale of least squared error among those tried, for each lane.
+/// The scale, a `T`, of least squared error among those tried, for each lane.
 #[inline(always)]
-pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Groups) -> S::F32 {
+pub fn search<S: Simd, G: Grid, T: Stored, const WEIGHTED: bool, const N: usize>(
+    s: S,
+    x: &Groups<N>,
+    w: &Groups<N>,
+) -> S::F32 {
     let mut low = s.splat(0.0);
     let mut high = low;
     for x in x {
@@ -56,7 +61,7 @@ pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Grou
         for (inverse, &code) in inverses.iter_mut().zip(tries) {
             *inverse = s.mul(unit, s.splat(code));
         }
-        for sums in correlate::<S, G, WEIGHTED, 3>(s, x, w, inverses) {
+        for sums in correlate::<S, G, WEIGHTED, N, 3>(s, x, w, inverses) {
             let gain = s.mul(s.mul(sums.0, sums.0), best.1);
             let better = s.lt(s.mul(s.mul(best.0, best.0), sums.1), gain);
             best.0 = s.select(better, sums.0, best.0);
@@ -64,20 +69,20 @@ pub fn search<S: Simd, G: Grid, const WEIGHTED: bool>(s: S, x: &Groups, w: &Grou
         }
     }
 
-    let refit = storable(s, s.div(best.0, best.1));
+    let refit = storable::<S, T>(s, s.div(best.0, best.1));
     if !WEIGHTED {
         return refit;
     }
 
     // From here on with scales as they are stored.
-    let peers = storable(s, s.div(peak, s.splat(G::PEERS)));
-    let [first, second] = judge::<S, G, WEIGHTED, 2>(s, x, w, [peers, refit]);
+    let peers = storable::<S, T>(s, s.div(peak, s.splat(G::PEERS)));
+    let [first, second] = judge::<S, G, T, WEIGHTED, N, 2>(s, x, w, [peers, refit]);
     let better = s.lt(second.0, first.0);
     let mut least = s.select(better, second.0, first.0);
     let mut scale = s.select(better, refit, peers);
     let mut refit = second.1;
     for _ in 0..2 {
-        let [(error, next)] = judge::<S, G, WEIGHTED, 1>(s, x, w, [refit]);
+        let [(error, next)] = judge::<S, G, T, WEIGHTED, N, 1>(s, x, w, [refit]);
         let better = s.lt(error, least);
         least = s.select(better, error, least);
         scale = s.select(better, refit, scale);
@@ -99,14 +104,14 @@ const fn reach(tried: &[[f32; 3]]) -> f32 {
 
 /// (Σwxq, Σwq²) of the codes that each of `inverses` gives.
 #[inline(always)]
-fn correlate<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize>(
+fn correlate<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize, const TRIES: usize>(
     s: S,
-    x: &Groups,
-    w: &Groups,
-    inverses: [S::F32; N],
-) -> [(S::F32, S::F32); N] {
+    x: &Groups<N>,
+    w: &Groups<N>,
+    inverses: [S::F32; TRIES],
+) -> [(S::F32, S::F32); TRIES] {
     let reach = reach(if WEIGHTED { G::TRIED_WEIGHTED } else { G::TRIED });
-    let mut sums = [(s.splat(0.0), s.splat(0.0)); N];
+    let mut sums = [(s.splat(0.0), s.splat(0.0)); TRIES];
     for (x, w) in x.iter().zip(w) {
         let x = s.load(x);
         for ((xq, qq), inverse) in sums.iter_mut().zip(inverses) {
@@ -125,17 +130,17 @@ fn correlate<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize>(
 
 /// The squared error that each of `scales` leaves, and the scale that suits its codes best.
 #[inline(always)]
-fn judge<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize>(
+fn judge<S: Simd, G: Grid, T: Stored, const WEIGHTED: bool, const N: usize, const TRIES: usize>(
     s: S,
-    x: &Groups,
-    w: &Groups,
-    scales: [S::F32; N],
-) -> [(S::F32, S::F32); N] {
+    x: &Groups<N>,
+    w: &Groups<N>,
+    scales: [S::F32; TRIES],
+) -> [(S::F32, S::F32); TRIES] {
     let mut inverses = scales;
     for (inverse, scale) in inverses.iter_mut().zip(scales) {
         *inverse = divisor(s, scale);
     }
-    let mut sums = [(s.splat(0.0), s.splat(0.0), s.splat(0.0)); N];
+    let mut sums = [(s.splat(0.0), s.splat(0.0), s.splat(0.0)); TRIES];
     for (x, w) in x.iter().zip(w) {
         let x = s.load(x);
         for (((error, xq, qq), scale), inverse) in sums.iter_mut().zip(scales).zip(inverses) {
@@ -148,9 +153,9 @@ fn judge<S: Simd, G: Grid, const WEIGHTED: bool, const N: usize>(
             *qq = s.mul_add(wq, q, *qq);
         }
     }
-    let mut judged = [(s.splat(0.0), s.splat(0.0)); N];
+    let mut judged = [(s.splat(0.0), s.splat(0.0)); TRIES];
     for (out, (error, xq, qq)) in judged.iter_mut().zip(sums) {
-        *out = (error, storable(s, s.div(xq, qq)));
+        *out = (error, storable::<S, T>(s, s.div(xq, qq)));
     }
     judged
 }

@@ -20,6 +20,7 @@ use crate::q5_k::Q5_K;
 use crate::q6_k::Q6_K;
 use crate::q8_0::Q8_0;
 use crate::ternary::{Q1_0, Q8_K, TQ1_0, TQ2_0};
+use crate::w4a16;
 
 /// The types of GGUF, in lower case (`q4_k`, `bf16`).
 pub static GGUF: &[&Format] = &[
@@ -41,10 +42,18 @@ pub static MLX: &[&Format] = &{
     all
 };
 
+/// The schemes of compressed-tensors, and the types of weights without one (`w4a16-g128`, `bf16`).
+pub static COMPRESSED_TENSORS: &[&Format] = {
+    const BF: &[Format; 3] = &w4a16::BF16;
+    const H: &[Format; 3] = &w4a16::F16;
+    const S: &[Format; 3] = &w4a16::F32;
+    &[&F32, &F16, &BF16, &BF[0], &BF[1], &BF[2], &H[0], &H[1], &H[2], &S[0], &S[1], &S[2]]
+};
+
 /// Every format once.
 pub fn all() -> impl Iterator<Item = &'static Format> {
-    let mlx = MLX.iter().filter(|format| !GGUF.contains(format));
-    GGUF.iter().chain(mlx).copied()
+    let others = MLX.iter().chain(COMPRESSED_TENSORS).filter(|format| format.planes.len() > 1);
+    GGUF.iter().chain(others).copied()
 }
 
 /// The format that GGUF calls `name` (in any case).
@@ -55,6 +64,11 @@ pub fn gguf(name: &str) -> Option<&'static Format> {
 /// The format that MLX calls `name` (in any case).
 pub fn mlx(name: &str) -> Option<&'static Format> {
     find(MLX, name)
+}
+
+/// The format that this project calls `name` (in any case) in compressed-tensors, which has no names for schemes.
+pub fn compressed_tensors(name: &str) -> Option<&'static Format> {
+    find(COMPRESSED_TENSORS, name)
 }
 
 fn find(formats: &[&'static Format], name: &str) -> Option<&'static Format> {
@@ -70,7 +84,8 @@ mod tests {
         assert_eq!(gguf("F16"), Some(&F16));
         assert_eq!(mlx("bf16"), Some(&BF16));
         assert_eq!(gguf("q4"), None);
-        for (formats, lookup) in [(GGUF, gguf as fn(&str) -> _), (MLX, mlx)] {
+        let tables = [(GGUF, gguf as fn(&str) -> _), (MLX, mlx), (COMPRESSED_TENSORS, compressed_tensors)];
+        for (formats, lookup) in tables {
             for format in formats {
                 assert_eq!(lookup(format.name), Some(*format), "{format:?} is listed twice");
             }

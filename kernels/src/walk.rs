@@ -8,10 +8,11 @@ use crate::float;
 use crate::format::Format;
 use crate::grid::nearest_code;
 use crate::lattice::Levels;
-use crate::mlx_affine::{dequantized, scales_of};
+use crate::mlx_affine::{self, dequantized};
 use crate::scales::divisor;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::stored::{Bf16, Half, Single, Stored};
+use crate::w4a16;
 
 /// Vectors of rows that are rounded side by side.
 pub(crate) const VECTORS: usize = 2;
@@ -154,7 +155,7 @@ impl Candidate {
     }
 }
 
-/// The float type in which a format is decoded: MLX's affine formats in that of their scales.
+/// The float type in which a format is decoded: those of MLX's affine formats and of compressed-tensors in that of their scales.
 #[derive(Clone, Copy)]
 pub(crate) enum Precision {
     F32,
@@ -164,7 +165,7 @@ pub(crate) enum Precision {
 
 impl Precision {
     pub fn of(format: &Format) -> Precision {
-        match scales_of(format) {
+        match mlx_affine::scales_of(format).or_else(|| w4a16::scales_of(format)) {
             Some(scales) if *scales == float::BF16 => Precision::Bf16,
             Some(scales) if *scales == float::F16 => Precision::F16,
             _ => Precision::F32,

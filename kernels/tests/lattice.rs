@@ -2,7 +2,7 @@
 //! are multiplied as nearly as their numbers allow.
 
 use halfbyte_kernels::lattice::{Lattice, Levels};
-use halfbyte_kernels::{Format, Isa, float, mlx_affine, table};
+use halfbyte_kernels::{Format, Isa, float, mlx_affine, table, w4a16};
 
 /// Blocks of each format and kind of weights.
 const BLOCKS: usize = 24;
@@ -78,10 +78,15 @@ fn levels(lattice: &Lattice) -> Vec<f32> {
 /// How far a decoded weight may be from the lattice, relative to its product and offset: decoders round to their floats after the
 /// product and after the sum. Half floats in GGUF are scales only: weights are `f32`.
 fn decoded_precision(format: &Format) -> f32 {
-    match mlx_affine::scales_of(format) {
+    match scales_of(format) {
         Some(scales) => scale_precision(format, scales),
         None => f32::EPSILON,
     }
+}
+
+/// The float format of a format's scales, where it is decoded in it.
+fn scales_of(format: &Format) -> Option<&'static Format> {
+    mlx_affine::scales_of(format).or_else(|| w4a16::scales_of(format))
 }
 
 /// The distance between floats above one.
@@ -193,7 +198,7 @@ fn store_writes_what_encoders_write() {
 #[test]
 fn scales_are_multiplied_as_nearly_as_their_numbers_allow() {
     for (format, lattice) in formats().filter(|(_, lattice)| lattice.rescale.is_some()) {
-        let precision = scale_precision(format, mlx_affine::scales_of(format).unwrap_or(&float::F16));
+        let precision = scale_precision(format, scales_of(format).unwrap_or(&float::F16));
         for block in blocks(format, lattice) {
             assert_eq!(rescale(lattice, [1.0, 1.0], &block).as_ref(), Some(&block), "{format:?}");
             let rescaled = rescale(lattice, [1.1, 0.9], &block).expect("rescaled");
@@ -216,7 +221,7 @@ fn scales_are_multiplied_as_nearly_as_their_numbers_allow() {
 fn a_factor_beyond_the_format_changes_nothing() {
     for (format, lattice) in formats().filter(|(_, lattice)| lattice.rescale.is_some()) {
         // BF16 and F32 have room for a small number times the largest.
-        let wide = mlx_affine::scales_of(format).is_some_and(|scales| *scales != float::F16);
+        let wide = scales_of(format).is_some_and(|scales| *scales != float::F16);
         for block in blocks(format, lattice) {
             for factor in [f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, 1e-44] {
                 let (scales, offsets) = steps(format, lattice, &block);

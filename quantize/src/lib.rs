@@ -1,6 +1,6 @@
 //! The job: which tensor becomes what, and the streaming pass that does it.
 //!
-//! - [`mix`], [`overrides`]: the type of each tensor, by the mixes users know and by the user's word.
+//! - [`mix`], [`scheme`], [`overrides`]: the type of each tensor, by the mixes users know, in compressed-tensors, and by the user's word.
 //! - [`budget`], [`placement`], [`speed`]: what a model takes when it runs, where it lies on a machine, how fast it is.
 //! - [`measure`](mod@measure): what each type costs each tensor of a model, by a forward pass.
 //! - [`allocate`], [`fit`]: the types with which it loses least in so many bytes, and on a machine.
@@ -37,6 +37,7 @@ pub mod recipe;
 pub mod recipe_file;
 mod resume;
 pub mod run;
+pub mod scheme;
 pub mod segment;
 mod ship;
 pub mod speed;

@@ -337,12 +337,12 @@ fn fit(tensor: &OutputTensor, wanted: &'static str) -> Result<(&'static Format, 
     Ok((got, (got != wanted).then_some(fallback)))
 }
 
-fn format_error(detail: String) -> Error {
+pub(crate) fn format_error(detail: String) -> Error {
     Error::Choice { choice: Choice::Format, detail }
 }
 
 /// What a checkpoint's unquantized tensors are stored in: its own type, or BF16 where it states none.
-fn full_precision(dtype: Option<FloatType>) -> &'static Format {
+pub(crate) fn full_precision(dtype: Option<FloatType>) -> &'static Format {
     match dtype {
         Some(FloatType::F32) => &float::F32,
         Some(FloatType::F16) => &float::F16,

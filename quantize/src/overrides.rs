@@ -48,6 +48,14 @@ impl Overrides {
         Overrides::parse(texts, table::MLX)
     }
 
+    /// For compressed-tensors: `TYPE` is one of its schemes (`w4a16-g128`) or a float type.
+    ///
+    /// # Errors
+    /// As [`gguf`](Self::gguf).
+    pub fn compressed_tensors(texts: &[String]) -> Result<Overrides> {
+        Overrides::parse(texts, table::COMPRESSED_TENSORS)
+    }
+
     /// The type of a tensor that an override is for.
     pub(crate) fn of(&self, tensor: &OutputTensor) -> Option<&'static Format> {
         self.0.iter().find(|o| o.pattern.is_match(&tensor.name)).map(|o| o.format)

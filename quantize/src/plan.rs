@@ -1,16 +1,15 @@
 //! From a source and the user's wishes to a [`Job`]: headers are read, weights are not.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+mod folders;
+
+use std::path::{Path, PathBuf};
 
 use formats::{
     Content, Dtype, Layout, ModelConfig, OutputTensor, Source, TensorSource,
     checkpoint::{Checkpoint, Weights},
+    compressed_tensors,
     families::{self, Target},
     gguf::{self, Gguf, Metadata},
-    layout::OutputFile,
     metadata::{self, Provenance},
     mlx,
     scales::{DEFAULT_BLOCK, Scales},
@@ -37,6 +36,9 @@ pub enum Container {
     Gguf,
     /// An MLX folder.
     Mlx,
+    /// A folder of compressed-tensors.
+    #[serde(rename = "compressed-tensors")]
+    CompressedTensors,
 }
 
 impl Container {
@@ -45,6 +47,7 @@ impl Container {
         match self {
             Container::Gguf => "gguf",
             Container::Mlx => "mlx",
+            Container::CompressedTensors => "compressed-tensors",
         }
     }
 }
@@ -98,10 +101,10 @@ impl Options {
     fn alignment(&self) -> Result<Option<u32>> {
         let wrong = |detail: String| Err(Error::Choice { choice: Choice::Align, detail });
         match (self.container, self.align) {
-            (Container::Mlx, Some(_)) => {
-                wrong("an MLX folder leaves no choice: its tensors start at multiples of 64 bytes".into())
-            }
-            (Container::Mlx, None) => Ok(None),
+            (Container::Mlx | Container::CompressedTensors, Some(_)) => wrong(
+                "a folder of safetensors leaves no choice: its tensors start at multiples of 64 bytes".into(),
+            ),
+            (Container::Mlx | Container::CompressedTensors, None) => Ok(None),
             (Container::Gguf, Some(align)) if !align.is_power_of_two() => {
                 wrong(format!("{align} is no power of two"))
             }
@@ -147,14 +150,18 @@ impl Job {
             (container, Weights::Safetensors(weights)) => {
                 Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
-            (container, Weights::Mlx(weights)) => {
+            (Container::CompressedTensors, Weights::Mlx(_)) => Err(Error::Usage(format!(
+                "{source}: compressed-tensors keeps a checkpoint's own names, and an MLX folder has others. Give the checkpoint \
+                 that it was made from"
+            ))),
+            (container, Weights::Mlx(weights) | Weights::CompressedTensors(weights)) => {
                 Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
             (Container::Gguf, Weights::Gguf(weights)) => gguf_to_gguf(weights, out, options),
-            (Container::Mlx, Weights::Gguf(_)) => Err(Error::Usage(format!(
-                "{}: an MLX folder is made from a checkpoint's folder, not from a GGUF file, whose configuration and \
+            (Container::Mlx | Container::CompressedTensors, Weights::Gguf(_)) => Err(Error::Usage(format!(
+                "{source}: a folder for {} is made from a checkpoint's folder, not from a GGUF file, whose configuration and \
                  tokenizer are in another form. Give the checkpoint that the GGUF was made from",
-                source
+                options.container.name()
             ))),
         }
     }
@@ -179,7 +186,8 @@ impl Model {
     fn to(self, container: Container, side_files: &[PathBuf], out: &Path, options: &Options) -> Result<Job> {
         match container {
             Container::Gguf => checkpoint_to_gguf(self, out, options),
-            Container::Mlx => checkpoint_to_mlx(self, side_files, out, options),
+            Container::Mlx => folders::checkpoint_to_mlx(self, side_files, out, options),
+            Container::CompressedTensors => folders::checkpoint_to_compressed(self, side_files, out, options),
         }
     }
 }
@@ -284,50 +292,6 @@ fn requantized(
     })
 }
 
-fn checkpoint_to_mlx(model: Model, side_files: &[PathBuf], out: &Path, options: &Options) -> Result<Job> {
-    let Model { source, config, scales, .. } = model;
-    let outputs = families::plan(&config, source.as_ref(), Target::Mlx)?;
-    let overrides = Overrides::mlx(&options.overrides)?;
-    let weighted = weighted(options, |all| {
-        all.over_mlx(&outputs, &families::plan(&config, source.as_ref(), Target::Gguf)?)
-    })?;
-    let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
-    let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
-    let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
-    let hash = recipe.hash();
-
-    let tensors: Vec<mlx::Tensor<'_>> = outputs
-        .iter()
-        .zip(&choices.formats)
-        .map(|(output, format)| mlx::Tensor {
-            name: &output.name,
-            module: output.quantizable,
-            layer: output.layer,
-            shape: &output.shape,
-            format,
-        })
-        .collect();
-    let file = mlx::Options {
-        shard_size: recipe.shard_size.unwrap_or(mlx::SHARD_SIZE),
-        shard_after: &recipe.shard_after,
-        metadata: &[("halfbyte.recipe", hash.as_str())],
-    };
-    let mut layout = mlx::layout(&tensors, &file)?;
-    let mut side_file = |path: &Path, text: Vec<u8>| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        layout.files.push(OutputFile { name, len: text.len() as u64, header: text });
-    };
-    for path in side_files {
-        side_file(path, fs::read(path).map_err(Error::io(path))?);
-    }
-    // Last: a folder is a model once it has its configuration.
-    let text = fs::read_to_string(&config.path).map_err(Error::io(&config.path))?;
-    side_file(&config.path, mlx::config(&config.path, &text, &tensors)?.into_bytes());
-    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
-    let plan = Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings };
-    Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
-}
-
 /// A job before its bytes have their places.
 struct Plan {
     source: Box<dyn TensorSource>,
@@ -405,6 +369,7 @@ fn recipe(
     let shard_size = match options.container {
         Container::Gguf => GGUF_SHARD,
         Container::Mlx => mlx::SHARD_SIZE,
+        Container::CompressedTensors => compressed_tensors::SHARD_SIZE,
     };
     Ok(Recipe {
         tool: TOOL.to_owned(),

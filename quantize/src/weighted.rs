@@ -103,12 +103,12 @@ impl Weighted {
         self.checked(outputs)
     }
 
-    /// Finds the entries of the tensors of an MLX folder: a matrix has that of the matrix of the GGUF file, `as_gguf`, that is
+    /// Finds the entries of the tensors of a folder: a matrix has that of the matrix of the GGUF file, `as_gguf`, that is
     /// made of the same rows of the checkpoint, if its columns are in the same order there.
     ///
     /// # Errors
     /// As [`over_gguf`](Self::over_gguf).
-    pub fn over_mlx(mut self, outputs: &[OutputTensor], as_gguf: &[OutputTensor]) -> Result<Weighted> {
+    pub fn over_checkpoint(mut self, outputs: &[OutputTensor], as_gguf: &[OutputTensor]) -> Result<Weighted> {
         let mut of_source: HashMap<TensorId, Vec<(Origin, Place)>> = HashMap::new();
         for output in as_gguf {
             for (at, origin) in origins(output) {

@@ -61,6 +61,7 @@ pub fn card(subject: &Subject<'_>) -> formats::Result<String> {
     let library = match subject.wish.container {
         Container::Gguf => "gguf",
         Container::Mlx => "mlx",
+        Container::CompressedTensors => "transformers",
     };
     let mut card = front_matter(subject.source, &own, library, subject.beside);
     // Writing to a string can't fail.
@@ -73,6 +74,7 @@ fn write(card: &mut String, subject: &Subject<'_>) -> std::fmt::Result {
     let container = match wish.container {
         Container::Gguf => "GGUF",
         Container::Mlx => "MLX",
+        Container::CompressedTensors => "compressed-tensors",
     };
     let name = one_line(&source.name());
     let machine = wish.target.as_ref().map_or(String::new(), |target| format!(" for {}", target.name));
@@ -136,7 +138,7 @@ fn run(card: &mut String, wish: &Wish, fit: &Fit) -> std::fmt::Result {
     let model = first_file(fit);
     let here = match wish.container {
         Container::Gguf => Path::new(model.file_name().unwrap_or_default()),
-        Container::Mlx => Path::new("."),
+        Container::Mlx | Container::CompressedTensors => Path::new("."),
     };
     writeln!(card, "\n## Run\n\n```\n{}\n```\n", command(here, wish, fit))?;
     for share in &fit.shares {

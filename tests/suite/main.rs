@@ -3,6 +3,7 @@
 mod bad_input;
 mod calibrate;
 mod check;
+mod compressed;
 mod crash;
 mod fit;
 #[cfg(feature = "gpu")]

@@ -19,6 +19,7 @@ fn the_dry_run_tells_the_exact_size_and_writes_nothing() {
         ("tiny-deepseek", "gguf", "iq4_xs"),
         ("tiny-llama", "mlx", "4bit-g64"),
         ("tiny-deepseek", "mlx", "mxfp4"),
+        ("tiny-deepseek", "compressed-tensors", "w4a16-g64"),
     ] {
         let out = dir.path().join(if to == "gguf" { "out.gguf" } else { "out" });
         let plan = run(quantize(&model(source), to, format, &out).args(["--dry-run", "--json"]));
@@ -124,7 +125,7 @@ fn wrong_use_exits_with_2_and_says_what_is_right() {
 #[test]
 fn formats_lists_what_can_be_written() {
     let text = String::from_utf8(run(&mut halfbyte(&["formats"])).stdout).expect("text");
-    for name in ["q4_k_m", "iq4_xs", "nvfp4", "4bit-g64", "mxfp8"] {
+    for name in ["q4_k_m", "iq4_xs", "nvfp4", "4bit-g64", "mxfp8", "w4a16-g128"] {
         assert!(text.contains(name), "{name} in\n{text}");
     }
     assert!(json(&run(&mut halfbyte(&["formats", "--json"])).stdout).is_object());

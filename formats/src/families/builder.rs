@@ -339,7 +339,8 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn part(source: TensorId, columns: u64, rows: Range<u64>) -> Part {
+/// Rows of a tensor as they are.
+pub(super) fn part(source: TensorId, columns: u64, rows: Range<u64>) -> Part {
     Part { source, columns, rows, map: Map::Identity }
 }
 

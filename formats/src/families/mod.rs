@@ -29,16 +29,18 @@ mod qwen3;
 mod qwen3_5;
 mod qwen3_moe;
 mod smollm3;
+mod stored;
 mod windows;
 
 use builder::Builder;
 pub use gguf::gguf_tensors;
+pub use stored::as_stored;
 
 use crate::config::{ModelConfig, SourceQuantization};
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
 use crate::output::OutputTensor;
-use crate::tensor::TensorSource;
+use crate::tensor::{TensorMeta, TensorSource};
 
 /// The container whose names and shapes are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +107,12 @@ fn family(config: &ModelConfig) -> Result<&'static Family> {
 /// output would use.
 pub fn plan(config: &ModelConfig, source: &dyn TensorSource, target: Target) -> Result<Vec<OutputTensor>> {
     let family = family(config)?;
-    // An MLX folder's tensors say themselves how they are quantized.
-    let is_read = |q: &SourceQuantization| ["fp8", "mxfp4"].contains(&q.method.as_str());
+    // An MLX folder's tensors say themselves how they are quantized. What of compressed-tensors is read has been joined.
+    let is_joined = |q: &SourceQuantization| {
+        let scaled = |meta: &TensorMeta| meta.name.ends_with(".weight_scale");
+        q.method == "compressed-tensors" && !source.tensors().iter().any(scaled)
+    };
+    let is_read = |q: &SourceQuantization| ["fp8", "mxfp4"].contains(&q.method.as_str()) || is_joined(q);
     let foreign = |q: &&SourceQuantization| !is_read(q) && !source.is_mlx();
     if let Some(quantization) = config.quantization.as_ref().filter(foreign) {
         let problem =

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
 
 mod checkpoint;
+mod compressed;
 mod gguf_read;
 mod gguf_write;
 mod mlx;

@@ -2,8 +2,9 @@ use std::fs;
 use std::path::Path;
 
 use halfbyte_formats::checkpoint::{Checkpoint, Weights};
+use halfbyte_formats::joined::Joined;
 use halfbyte_formats::mlx::{self, Options, Tensor};
-use halfbyte_formats::mlx_folder::MlxFolder;
+use halfbyte_formats::mlx_folder;
 use halfbyte_formats::safetensors::Safetensors;
 use halfbyte_formats::{Dtype, Error, Part, TensorSource, output::Map, rows, scales};
 use kernels::{Isa, float, table};
@@ -37,7 +38,7 @@ fn folder() -> TempDir {
     folder
 }
 
-fn open(path: &Path) -> Result<MlxFolder, Error> {
+fn open(path: &Path) -> Result<Joined, Error> {
     match Checkpoint::open(&path.into())?.weights {
         Weights::Mlx(folder) => Ok(folder),
         other => panic!("not MLX: {other:?}"),
@@ -125,7 +126,7 @@ fn what_contradicts_the_configuration_is_refused() {
 }
 
 /// One module whose scales and biases have these shapes.
-fn shapes(scales: &str, biases: &str, bytes: usize) -> Result<MlxFolder, Error> {
+fn shapes(scales: &str, biases: &str, bytes: usize) -> Result<Joined, Error> {
     let folder = TempDir::new().unwrap();
     let header = format!(
         r#"{{"a.weight":{{"dtype":"U32","shape":[2,2,8],"data_offsets":[0,128]}},
@@ -137,7 +138,11 @@ fn shapes(scales: &str, biases: &str, bytes: usize) -> Result<MlxFolder, Error> 
     let path = folder.path().join("model.safetensors");
     fs::write(&path, safetensors_file(&header, &vec![0; 128 + 2 * bytes])).unwrap();
     let quantization = json!({ "group_size": 64, "bits": 4 });
-    MlxFolder::new(Path::new("config.json"), Safetensors::open_file(&path).unwrap(), quantization.as_object())
+    mlx_folder::join(
+        Path::new("config.json"),
+        Safetensors::open_file(&path).unwrap(),
+        quantization.as_object(),
+    )
 }
 
 #[test]

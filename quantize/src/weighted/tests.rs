@@ -112,7 +112,7 @@ fn mlx_tensors_are_found_by_the_rows_they_are_made_of() {
         ("v_b", 4, vec![1.0; 4], vec![1.0]),
         ("dealt", 4, vec![1.0; 4], vec![1.0]),
     ]);
-    let weighted = all.over_mlx(&mlx, &gguf).expect("fits");
+    let weighted = all.over_checkpoint(&mlx, &gguf).expect("fits");
     let found: Vec<Vec<_>> = weighted
         .places
         .iter()

@@ -1,0 +1,126 @@
+//! Jobs whose output is a folder of safetensors.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use formats::{
+    Layout, ModelConfig, compressed_tensors,
+    families::{self, Target},
+    folder,
+    layout::OutputFile,
+    mlx,
+    output::Class,
+};
+
+use super::{Model, Options, Plan, recipe, warnings, weighted};
+use crate::{
+    error::{Error, Result},
+    job::Job,
+    mix::{self, ModelFacts},
+    overrides::Overrides,
+    recipe::Recipe,
+    scheme::compressed_formats,
+    store::Destination,
+};
+
+pub(super) fn checkpoint_to_mlx(
+    model: Model,
+    side_files: &[PathBuf],
+    out: &Path,
+    options: &Options,
+) -> Result<Job> {
+    let Model { source, config, scales, .. } = model;
+    let outputs = families::plan(&config, source.as_ref(), Target::Mlx)?;
+    let overrides = Overrides::mlx(&options.overrides)?;
+    let weighted = weighted(options, |all| {
+        all.over_checkpoint(&outputs, &families::plan(&config, source.as_ref(), Target::Gguf)?)
+    })?;
+    let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
+    let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
+    let hash = recipe.hash();
+
+    let tensors: Vec<mlx::Tensor<'_>> = outputs
+        .iter()
+        .zip(&choices.formats)
+        .map(|(output, format)| mlx::Tensor {
+            name: &output.name,
+            module: output.quantizable,
+            layer: output.layer,
+            shape: &output.shape,
+            format,
+        })
+        .collect();
+    let metadata = [("halfbyte.recipe", hash.as_str())];
+    let layout = mlx::layout(&tensors, &shards(&recipe, mlx::SHARD_SIZE, &metadata))?;
+    let layout =
+        with_side_files(layout, side_files, &config, |text| mlx::config(&config.path, text, &tensors))?;
+    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
+    let plan = Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings };
+    Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
+}
+
+pub(super) fn checkpoint_to_compressed(
+    model: Model,
+    side_files: &[PathBuf],
+    out: &Path,
+    options: &Options,
+) -> Result<Job> {
+    let Model { source, config, scales, .. } = model;
+    let outputs = families::as_stored(&config, source.as_ref())?;
+    let overrides = Overrides::compressed_tensors(&options.overrides)?;
+    let weighted = weighted(options, |all| {
+        all.over_checkpoint(&outputs, &families::plan(&config, source.as_ref(), Target::Gguf)?)
+    })?;
+    let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
+    let choices = compressed_formats(&options.format, &outputs, source.as_ref(), config.dtype, &overrides)?;
+    let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
+    let hash = recipe.hash();
+
+    let tensors: Vec<compressed_tensors::Tensor<'_>> = outputs
+        .iter()
+        .zip(&choices.formats)
+        .map(|(output, format)| compressed_tensors::Tensor {
+            name: &output.name,
+            linear: output.shape.len() == 2 && output.class != Class::Embedding,
+            layer: output.layer,
+            shape: &output.shape,
+            format,
+        })
+        .collect();
+    let metadata = [("halfbyte.recipe", hash.as_str())];
+    let file = shards(&recipe, compressed_tensors::SHARD_SIZE, &metadata);
+    let layout = compressed_tensors::layout(&tensors, &file)?;
+    let layout = with_side_files(layout, side_files, &config, |text| {
+        compressed_tensors::config(&config.path, text, &tensors)
+    })?;
+    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
+    let plan = Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings };
+    Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
+}
+
+/// How a folder is cut into shards.
+fn shards<'a>(recipe: &'a Recipe, size: u64, metadata: &'a [(&'a str, &'a str)]) -> folder::Options<'a> {
+    let shard_size = recipe.shard_size.unwrap_or(size);
+    folder::Options { shard_size, shard_after: &recipe.shard_after, metadata }
+}
+
+/// A folder's layout with the tokenizer's files and its configuration, made of the source's text.
+fn with_side_files(
+    mut layout: Layout,
+    side_files: &[PathBuf],
+    config: &ModelConfig,
+    text: impl FnOnce(&str) -> formats::Result<String>,
+) -> Result<Layout> {
+    let mut side_file = |path: &Path, text: Vec<u8>| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        layout.files.push(OutputFile { name, len: text.len() as u64, header: text });
+    };
+    for path in side_files {
+        side_file(path, fs::read(path).map_err(Error::io(path))?);
+    }
+    // Last: a folder is a model once it has its configuration.
+    let source = fs::read_to_string(&config.path).map_err(Error::io(&config.path))?;
+    side_file(&config.path, text(&source)?.into_bytes());
+    Ok(layout)
+}
