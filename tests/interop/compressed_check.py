@@ -56,7 +56,9 @@ def twin(folder, to, dtype):
         module = name.removesuffix(".weight_packed")
         if module != name:
             scale, shape = (all_stored[f"{module}.weight_{end}"] for end in ["scale", "shape"])
-            tensors[f"{module}.weight"] = dequantized(tensor, scale, shape, dtype)
+            # Experts are merged when they are loaded, decompressed in their scales' own type.
+            of_products = scale.dtype if ".experts." in module else dtype
+            tensors[f"{module}.weight"] = dequantized(tensor, scale, shape, of_products).to(dtype)
             decoded += tensor.numel() * 8
         elif not name.endswith((".weight_scale", ".weight_shape")):
             tensors[name] = tensor
@@ -72,7 +74,8 @@ def load(folder, dtype):
     """The model, and what of the checkpoint and of the model found no counterpart."""
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    return model.eval(), lost
+    # Merged experts keep the type of their scales.
+    return model.to(dtype).eval(), lost
 
 
 def compare(out, plain, dtype):

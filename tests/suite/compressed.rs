@@ -45,8 +45,9 @@ fn linears_of_blocks_are_quantized_under_their_own_names_and_diverge_little() {
     for name in ["tiny-llama", "tiny-deepseek"] {
         let out = dir.path().join(name);
         run(&mut quantize(&model(name), TO, "w4a16-g32", &out));
-        assert_eq!(formats(&out, "o_proj.weight"), ["w4a16-g32"]);
-        assert_eq!(formats(&out, "down_proj.weight"), ["w4a16-g32"]);
+        for end in ["0.self_attn.o_proj.weight", "0.mlp.down_proj.weight"] {
+            assert_eq!(formats(&out, &format!("layers.{end}")), ["w4a16-g32"]);
+        }
         assert_eq!(formats(&out, "embed_tokens.weight"), ["bf16"]);
         assert!(out.join("tokenizer.json").exists() && out.join("generation_config.json").exists());
         let quantization = &config(&out)["quantization_config"];
@@ -60,7 +61,7 @@ fn linears_of_blocks_are_quantized_under_their_own_names_and_diverge_little() {
     }
     let deepseek = dir.path().join("tiny-deepseek");
     assert_eq!(formats(&deepseek, "mlp.gate.weight"), ["bf16"]);
-    assert_eq!(formats(&deepseek, "experts.3.up_proj.weight"), ["w4a16-g32"]);
+    assert_eq!(formats(&deepseek, "layers.1.mlp.experts.3.up_proj.weight"), ["w4a16-g32"]);
     let ignored = config(&deepseek)["quantization_config"]["ignore"].clone();
     let ignored = ignored.as_array().expect("names");
     assert!(ignored.contains(&"model.layers.1.mlp.gate".into()));

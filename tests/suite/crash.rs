@@ -18,12 +18,12 @@ fn survives_being_killed(source: &str, to: &str, format: &str, more: &[&str], ou
     run(quantize(&model(source), to, format, &whole).args(more));
     let unbroken = start.elapsed();
     let expected =
-        hashes(whole.parent().expect("parent").join(if to == "mlx" { out_name } else { "" }).as_path());
+        hashes(whole.parent().expect("parent").join(if to == "gguf" { "" } else { out_name }).as_path());
 
     let folder = dir.path().join("killed");
     fs::create_dir_all(&folder).expect("folder");
     let out = folder.join(out_name);
-    let final_dir = if to == "mlx" { out.clone() } else { folder.clone() };
+    let final_dir = if to == "gguf" { folder.clone() } else { out.clone() };
     let mut state = 20u64;
     for _ in 0..20 {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -69,6 +69,11 @@ fn a_split_gguf_survives_twenty_kills() {
 #[test]
 fn an_mlx_folder_survives_twenty_kills() {
     survives_being_killed("tiny-deepseek", "mlx", "4bit-g64", &[], "deepseek-mlx");
+}
+
+#[test]
+fn a_folder_of_compressed_tensors_survives_twenty_kills() {
+    survives_being_killed("tiny-llama", "compressed-tensors", "w4a16-g128", &[], "llama-w4a16");
 }
 
 #[test]

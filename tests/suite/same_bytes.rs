@@ -13,6 +13,7 @@ fn the_same_bytes_from_any_number_of_threads_and_any_instruction_set() {
         ("tiny-llama", "gguf", "nvfp4"),
         ("tiny-llama", "mlx", "4bit-g64"),
         ("tiny-deepseek", "mlx", "nvfp4"),
+        ("tiny-deepseek", "compressed-tensors", "w4a16-g64"),
     ] {
         let variants = [("scalar", "2"), ("avx2", "1"), ("avx512", "2"), ("neon", "2"), ("", "5")];
         let mut expected = None;

@@ -108,6 +108,13 @@ fn mlx_modes_decode_as_on_the_processor() {
 
 #[test]
 #[ignore = "needs a graphics processor"]
+fn schemes_of_compressed_tensors_decode_as_on_the_processor() {
+    let device = device();
+    table::COMPRESSED_TENSORS.iter().for_each(|format| check(&device, format));
+}
+
+#[test]
+#[ignore = "needs a graphics processor"]
 fn fp8_decodes_as_on_the_processor() {
     let device = device();
     let mut random = Random(0x5eed);
