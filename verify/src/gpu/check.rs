@@ -42,8 +42,8 @@ const SINGLE: f64 = 5e-6;
 /// Products in half precision.
 const HALF: f64 = 2e-3;
 
-/// Divergences of some 1e-7 nats, which the processor sums to a hundredth of that.
-const DIVERGENCE: f64 = 2e-2;
+/// Divergences of some 1e-5 nats, which the processor knows to some 1e-9.
+const DIVERGENCE: f64 = 2e-3;
 
 /// Tokens of the two sequences: longer than a tile, and no multiple of one.
 const LENGTHS: [usize; 2] = [130, 37];
@@ -124,11 +124,11 @@ pub fn check(device: &Arc<Device>) -> Result<Vec<Checked>> {
     Ok(checked)
 }
 
-/// The largest difference of a divergence, over the largest, of logits that differ by a thousandth.
+/// The largest difference of a divergence, over the largest, of logits that differ by a hundredth.
 fn divergence(gpu: &Gpu<'_>) -> Result<f64> {
     let (tokens, width) = (40, 2048);
     let reference: Vec<f32> = noise(1, tokens * width).iter().map(|x| 8.0 * x).collect();
-    let near = |(a, b): (&f32, f32)| a + 1e-3 * b;
+    let near = |(a, b): (&f32, f32)| a + 1e-2 * b;
     let model: Vec<f32> = reference.iter().zip(noise(2, tokens * width)).map(near).collect();
     let targets: Vec<u32> = (0..tokens as u32).collect();
     let [mut theirs, mut ours] = [(); 2].map(|()| vec![State::default(); tokens]);
