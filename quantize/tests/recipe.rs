@@ -179,7 +179,11 @@ fn mistakes_point_at_their_line() {
     refused(&with("align = 4096", "aligned = 4096"), "aligned", &["unknown field `aligned`"]);
     refused(&with("align = 4096", "align = \"4096\""), "align", &["invalid type: string"]);
     refused(&with("align = 4096", "align = 48"), "align", &["48 is no power of two"]);
-    refused(&with("container = \"gguf\"", "container = \"ggml\""), "ggml", &["`gguf`, `mlx`, `compressed-tensors`"]);
+    refused(
+        &with("container = \"gguf\"", "container = \"ggml\""),
+        "ggml",
+        &["`gguf`, `mlx`, `compressed-tensors`"],
+    );
     refused(&with("format = \"q4_k_m\"", "format = \"q4_x\""), "q4_x", &["unknown GGUF format `q4_x`"]);
     refused(&with("ffn_down=q5_k", "ffn_(=q5_k"), "ffn_(", &["unclosed group"]);
     refused(&with("ffn_down=q5_k", "ffn_down"), "\"ffn_down\"", &["has no `=`"]);

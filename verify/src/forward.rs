@@ -323,8 +323,7 @@ impl<'a> Forward<'a> {
         ) -> Option<(&'f Engine<'a, Gpu<'a>>, &'f gpu::Tensor)> {
             match &finished.0 {
                 Values::Gpu(x, _) if x.is_whole() => Some((forward.usable_gpu()?, x)),
-                Values::Gpu(..) => None,
-                Values::Cpu(_) => None,
+                _ => None,
             }
         }
         let model = of(self, finished)?;

@@ -45,6 +45,16 @@ pub struct Rotary {
     pub offset: usize,
 }
 
+impl Rotary {
+    /// Cosine and sine, times the multiplier, of each pair at a position.
+    pub(crate) fn turns(&self, position: usize) -> impl Iterator<Item = [f32; 2]> {
+        self.frequencies.iter().map(move |frequency| {
+            let angle = position as f64 * frequency;
+            [angle.cos(), angle.sin()].map(|x| (x * self.multiplier) as f32)
+        })
+    }
+}
+
 /// Causal softmax attention with grouped queries.
 #[derive(Clone, Debug)]
 pub struct Attention {

@@ -211,10 +211,8 @@ impl Ops for Cpu<'_> {
         let [cos, sin] = &mut tables;
         let rows = cos.values.par_chunks_exact_mut(n).zip(sin.values.par_chunks_exact_mut(n));
         rows.enumerate().for_each(|(position, (cos, sin))| {
-            for (frequency, (cos, sin)) in rotary.frequencies.iter().zip(cos.iter_mut().zip(sin)) {
-                let angle = position as f64 * frequency;
-                *cos = (angle.cos() * rotary.multiplier) as f32;
-                *sin = (angle.sin() * rotary.multiplier) as f32;
+            for (turn, (cos, sin)) in rotary.turns(position).zip(cos.iter_mut().zip(sin)) {
+                [*cos, *sin] = turn;
             }
         });
         let columns = x.columns;

@@ -114,13 +114,9 @@ pub(super) fn join_heads(device: &Arc<Device>, a: &Tensor, b: &Tensor, heads: us
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::testing::{NoWeights, limited, noise};
+    use crate::gpu::testing::{NoWeights, limited, noise, values};
     use crate::ops::Ops;
     use crate::{Precision, cpu::Cpu};
-
-    fn values(x: &Tensor) -> Vec<f32> {
-        x.device.read(x.buffer(), x.bytes()).expect("values")
-    }
 
     #[test]
     #[ignore = "needs a graphics processor"]

@@ -90,13 +90,9 @@ pub(super) fn delta_rule(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::testing::{NoWeights, error, limited, noise};
+    use crate::gpu::testing::{NoWeights, error, limited, noise, values};
     use crate::ops::Ops;
     use crate::{Precision, cpu::Cpu};
-
-    fn values(x: &Tensor) -> Vec<f32> {
-        x.device.read(x.buffer(), x.bytes()).expect("values")
-    }
 
     #[test]
     #[ignore = "needs a graphics processor"]

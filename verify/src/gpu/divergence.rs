@@ -7,8 +7,7 @@ use kernels::shaders::{self, DIVERGENCE_WORDS};
 
 use super::commands::Binding;
 use super::device::Device;
-use super::spans::LARGEST_GRID;
-use super::tensor::{Tensor, row_tiles};
+use super::tensor::{Tensor, groups_of, row_tiles};
 use crate::error::Result;
 
 /// Takes into `states` the logits of tokens `first ..` of the vocabulary, a row for each state; `targets` are the tokens that the
@@ -40,8 +39,7 @@ pub(super) fn divergence(
             Binding::read(&targets),
             out.write(&tile),
         ];
-        let across = tile.len().min(LARGEST_GRID);
-        device.run(&shader, &bindings, &params, [across as u32, tile.len().div_ceil(across) as u32, 1]);
+        device.run(&shader, &bindings, &params, groups_of(tile.len()));
     }
     let found = device.read(out.buffer(), out.bytes())?;
     for (state, words) in states.iter_mut().zip(found.as_chunks().0) {

@@ -1,5 +1,6 @@
 //! Products with weights, decoded by the kernel that multiplies.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kernels::matrix::Matrix as Host;
@@ -14,12 +15,20 @@ use super::tensor::{Tensor, groups_of, row_tiles, row_tiles_of};
 use crate::error::Result;
 use crate::weights::{Linear, Stack};
 
-/// Activations, ready for products.
-struct Prepared {
-    /// In the operands' type.
-    values: Option<Tensor>,
+/// Activations in half precision.
+struct Halves {
+    values: Tensor,
     /// What each row was divided by.
-    scales: Option<Tensor>,
+    scales: Tensor,
+    columns: usize,
+}
+
+impl Halves {
+    /// Where some rows' values are.
+    fn range(&self, rows: &Range<usize>) -> Range<u64> {
+        let [start, end] = [rows.start, rows.end].map(|row| (2 * row * self.columns) as u64);
+        start..end.next_multiple_of(4)
+    }
 }
 
 /// One product: which part of the weights, and where things lie.
@@ -55,7 +64,7 @@ impl Gpu<'_> {
                 Arc::new(decoded(&self.device, self.tap, &wanted)?)
             }
         };
-        let prepared = self.prepare(x);
+        let halves = self.halved(x);
         let out = Tensor::unwritten(&self.device, x.rows, w.rows.len());
         for chunk in &matrix.chunks {
             let rows = chunk.rows.start.max(w.rows.start)..chunk.rows.end.min(w.rows.end);
@@ -73,9 +82,9 @@ impl Gpu<'_> {
                 x_step: 0,
                 result_step: 0,
             };
-            self.multiply(x, &prepared, &matrix, chunk, &product, &out);
+            self.multiply(x, halves.as_ref(), &matrix, chunk, &product, &out);
         }
-        self.finish(&prepared, &out, w.bias.as_deref());
+        self.finish(halves.as_ref(), &out, w.bias.as_deref());
         Ok(out)
     }
 
@@ -97,7 +106,7 @@ impl Gpu<'_> {
             Some(weights) => self.resident.get(&self.device, weights, &wanted)?,
             None => Arc::new(decoded(&self.device, self.tap, &wanted)?),
         };
-        let prepared = self.prepare(x);
+        let halves = self.halved(x);
         let own = if x.columns == k { 0 } else { k };
         let out = Tensor::unwritten(&self.device, x.rows, w.count * n);
         // Rows of a head's matrix in the buffer.
@@ -123,38 +132,36 @@ impl Gpu<'_> {
                 x_step: own,
                 result_step: n,
             };
-            self.multiply(x, &prepared, &matrix, chunk, &product, &out);
+            self.multiply(x, halves.as_ref(), &matrix, chunk, &product, &out);
         }
-        self.finish(&prepared, &out, None);
+        self.finish(halves.as_ref(), &out, None);
         Ok(out)
     }
 
-    fn prepare(&self, x: &Tensor) -> Prepared {
+    /// The activations in half precision, if that is what is multiplied.
+    fn halved(&self, x: &Tensor) -> Option<Halves> {
         if self.operands == Operands::F32 {
-            return Prepared { values: None, scales: None };
+            return None;
         }
         let device = &self.device;
         let values = Tensor::unwritten(device, x.rows, x.columns.div_ceil(2));
         let scales = Tensor::unwritten(device, x.rows, 1);
-        let halve = shaders::halve();
+        let halves = Halves { values, scales, columns: x.columns };
+        let shader = shaders::halve();
         for rows in row_tiles(device, x.rows, x.columns) {
-            let half = |row: usize| (2 * row * x.columns) as u64;
-            let bindings = [
-                x.read(&rows),
-                Binding::Write(values.buffer(), half(rows.start)..half(rows.end).next_multiple_of(4)),
-                Binding::Write(scales.buffer(), 4 * rows.start as u64..4 * rows.end as u64),
-            ];
+            let values = Binding::Write(halves.values.buffer(), halves.range(&rows));
             let params = [rows.len() as u32, x.columns as u32];
-            device.run(&halve, &bindings, &params, groups_of(rows.len()));
+            let bindings = [x.read(&rows), values, halves.scales.write(&rows)];
+            device.run(&shader, &bindings, &params, groups_of(rows.len()));
         }
-        Prepared { values: Some(values), scales: Some(scales) }
+        Some(halves)
     }
 
     /// One product with one chunk of weights.
     fn multiply(
         &self,
         x: &Tensor,
-        prepared: &Prepared,
+        halves: Option<&Halves>,
         w: &Matrix,
         chunk: &Chunk,
         product: &Product,
@@ -168,11 +175,8 @@ impl Gpu<'_> {
         let per_token = 2.0 * (product.rows * product.columns * product.batch) as f64;
         let most = (MOST_WORK / per_token.max(1.0)) as usize;
         for rows in row_tiles_of(device, x.rows, x.columns.max(out.columns), most) {
-            let read = match &prepared.values {
-                Some(halves) => {
-                    let half = |row: usize| (2 * row * x.columns) as u64;
-                    Binding::Read(halves.buffer(), half(rows.start)..half(rows.end).next_multiple_of(4))
-                }
+            let read = match halves {
+                Some(halves) => Binding::Read(halves.values.buffer(), halves.range(&rows)),
                 None => x.read(&rows),
             };
             let bindings = [Binding::read(&chunk.buffer), read, out.write_tiles(&rows)];
@@ -200,9 +204,9 @@ impl Gpu<'_> {
     }
 
     /// Undoes the division by scales, and adds the bias.
-    fn finish(&self, prepared: &Prepared, out: &Tensor, bias: Option<&[f32]>) {
-        if let Some(scales) = &prepared.scales {
-            elementwise(out, Function::Multiply, Other::Row, Some(scales), [0.0; 2]);
+    fn finish(&self, halves: Option<&Halves>, out: &Tensor, bias: Option<&[f32]>) {
+        if let Some(halves) = halves {
+            elementwise(out, Function::Multiply, Other::Row, Some(&halves.scales), [0.0; 2]);
         }
         if let Some(bias) = bias {
             let bias = Tensor::with(&self.device, bias, bias.len());

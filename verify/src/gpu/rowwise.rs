@@ -76,12 +76,6 @@ pub(super) fn rotate(x: &Tensor, rotary: &Rotary, sequences: &Sequences) {
 /// Cosine and sine of each pair at each position, computed in double precision.
 fn table(device: &Arc<Device>, rotary: &Rotary, sequences: &Sequences) -> Tensor {
     let longest = sequences.lengths.iter().copied().max().unwrap_or(0);
-    let turn = |position: usize| {
-        rotary.frequencies.iter().flat_map(move |frequency| {
-            let (sin, cos) = (position as f64 * frequency).sin_cos();
-            [(cos * rotary.multiplier) as f32, (sin * rotary.multiplier) as f32]
-        })
-    };
-    let values: Vec<f32> = (0..longest).flat_map(turn).collect();
-    Tensor::with(device, &values, 2 * rotary.frequencies.len())
+    let values: Vec<[f32; 2]> = (0..longest).flat_map(|position| rotary.turns(position)).collect();
+    Tensor::with(device, values.as_flattened(), 2 * rotary.frequencies.len())
 }

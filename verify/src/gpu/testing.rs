@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kernels::matrix::Matrix;
 
-use super::{Device, adapters};
+use super::{Device, Tensor, adapters};
 use crate::error::Result;
 use crate::tap::Tap;
 use crate::weights::Linear;
@@ -48,4 +48,9 @@ pub fn error(got: &[f32], want: &[f32]) -> f32 {
     let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs());
     // In this order a NaN is the worst.
     worst.fold(0.0f32, |most, x| if x <= most { most } else { x }) / largest
+}
+
+/// What is in a matrix.
+pub fn values(x: &Tensor) -> Vec<f32> {
+    x.device.read(x.buffer(), x.bytes()).expect("values")
 }
