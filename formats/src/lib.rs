@@ -1,6 +1,7 @@
 //! Containers and names: what lies in a checkpoint, what a converted file must hold, and under which names.
 //!
 //! - [`source`]: where a model is, on this disk or elsewhere.
+//! - [`arrangement`]: planes whose rows do not lie one after the other.
 //! - [`checkpoint`]: a model, whichever container it is in.
 //! - [`config`]: a model's hyper-parameters.
 //! - [`tensor`]: a source's index and how to read a byte range of one tensor.
@@ -21,6 +22,7 @@
 //!
 //! Every size and offset that comes from a file is hostile until checked.
 
+pub mod arrangement;
 pub mod checkpoint;
 pub mod compressed_folder;
 pub mod compressed_tensors;

@@ -62,6 +62,7 @@ pub mod table;
 pub mod ternary;
 mod tile;
 pub mod w4a16;
+pub mod w4a16_asym;
 mod walk;
 
 pub use format::Format;

@@ -21,6 +21,7 @@ use crate::q6_k::Q6_K;
 use crate::q8_0::Q8_0;
 use crate::ternary::{Q1_0, Q8_K, TQ1_0, TQ2_0};
 use crate::w4a16;
+use crate::w4a16_asym;
 
 /// The types of GGUF, in lower case (`q4_k`, `bf16`).
 pub static GGUF: &[&Format] = &[
@@ -42,17 +43,32 @@ pub static MLX: &[&Format] = &{
     all
 };
 
-/// The schemes of compressed-tensors, and the types of weights without one (`w4a16-g128`, `bf16`).
-pub static COMPRESSED_TENSORS: &[&Format] = {
-    const BF: &[Format; 3] = &w4a16::BF16;
-    const H: &[Format; 3] = &w4a16::F16;
-    const S: &[Format; 3] = &w4a16::F32;
-    &[&F32, &F16, &BF16, &BF[0], &BF[1], &BF[2], &H[0], &H[1], &H[2], &S[0], &S[1], &S[2]]
+/// The schemes of compressed-tensors, and the types of weights without one (`w4a16-g128`, `mxfp4`, `bf16`).
+pub static COMPRESSED_TENSORS: &[&Format] = &{
+    let mut all = [&F32; 4 + 18];
+    (all[1], all[2], all[3]) = (&F16, &BF16, &MLX_MXFP4);
+    let groups =
+        [(&w4a16::BF16, &w4a16_asym::BF16), (&w4a16::F16, &w4a16_asym::F16), (&w4a16::F32, &w4a16_asym::F32)];
+    let mut i = 0;
+    while i < 9 {
+        all[4 + i] = &groups[i / 3].0[i % 3];
+        all[13 + i] = &groups[i / 3].1[i % 3];
+        i += 1;
+    }
+    all
 };
+
+/// What GPTQ's files hold: symmetric groups, whose scales are half floats, and weights that aren't quantized.
+pub static GPTQ: &[&Format] = &[&F32, &F16, &BF16, &w4a16::F16[0], &w4a16::F16[1], &w4a16::F16[2]];
+
+/// What AWQ's files hold: groups with zero points, whose scales are half floats, and weights that aren't quantized.
+pub static AWQ: &[&Format] =
+    &[&F32, &F16, &BF16, &w4a16_asym::F16[0], &w4a16_asym::F16[1], &w4a16_asym::F16[2]];
 
 /// Every format once.
 pub fn all() -> impl Iterator<Item = &'static Format> {
-    let others = MLX.iter().chain(COMPRESSED_TENSORS).filter(|format| format.planes.len() > 1);
+    let schemes = COMPRESSED_TENSORS.iter().filter(|format| !MLX.contains(format));
+    let others = MLX.iter().chain(schemes).filter(|format| format.planes.len() > 1);
     GGUF.iter().chain(others).copied()
 }
 

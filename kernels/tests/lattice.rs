@@ -2,7 +2,7 @@
 //! are multiplied as nearly as their numbers allow.
 
 use halfbyte_kernels::lattice::{Lattice, Levels};
-use halfbyte_kernels::{Format, Isa, float, mlx_affine, table, w4a16};
+use halfbyte_kernels::{Format, Isa, float, mlx_affine, table, w4a16, w4a16_asym};
 
 /// Blocks of each format and kind of weights.
 const BLOCKS: usize = 24;
@@ -86,7 +86,9 @@ fn decoded_precision(format: &Format) -> f32 {
 
 /// The float format of a format's scales, where it is decoded in it.
 fn scales_of(format: &Format) -> Option<&'static Format> {
-    mlx_affine::scales_of(format).or_else(|| w4a16::scales_of(format))
+    mlx_affine::scales_of(format)
+        .or_else(|| w4a16::scales_of(format))
+        .or_else(|| w4a16_asym::scales_of(format))
 }
 
 /// The distance between floats above one.

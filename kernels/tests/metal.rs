@@ -64,6 +64,7 @@ fn every_decoder_is_valid() {
         "mlx 8bit-g64",
         "w4a16-g128",
         "w4a16-g32-f32",
+        "w4a16-asym-g128",
     ];
     for decoder in decoders() {
         let shader = decode(&decoder);
