@@ -1,5 +1,6 @@
 //! The command line's grammar and help.
 
+mod converting;
 mod machines;
 mod publishing;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 
 use crate::text::parse_bytes;
+pub use converting::Convert;
 pub use machines::{Devices, OnDevice, Targets};
 pub use publishing::{Check, Publish, ToHub};
 
@@ -29,6 +31,8 @@ pub enum Verb {
     Plan(Plan),
     /// Turn a checkpoint into a GGUF file (llama.cpp), an MLX folder (mlx-lm) or one of compressed-tensors (vLLM)
     Quantize(Quantize),
+    /// Move a quantized model into another container without a loss: the same codes and scales
+    Convert(Convert),
     /// Measure perplexity and divergence from the original, from the written bytes
     Verify(Verify),
     /// Put what `shrink` made on the Hugging Face Hub, with its proof

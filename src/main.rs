@@ -3,6 +3,7 @@
 mod args;
 mod calibration;
 mod check_verb;
+mod convert_verb;
 mod devices_verb;
 mod fetch_verb;
 mod formats_verb;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Shrink(options) => shrink::run(options),
         Verb::Plan(options) => plan_verb::run(options),
         Verb::Quantize(options) => quantize_verb::run(options),
+        Verb::Convert(options) => convert_verb::run(options),
         Verb::Verify(options) => verify_verb::run(options),
         Verb::Publish(options) => publish_verb::run(options),
         Verb::Check(options) => check_verb::run(options),

@@ -10,7 +10,6 @@ use quantize::{
     fit::{self, Answer, Basis, Fit, Rung, Share, Short, Wish},
     placement::Place,
     plan::Container,
-    store::Destination,
     target::{Catalog, machine::ThisMachine, size},
 };
 use serde_json::{Value, json};
@@ -98,10 +97,7 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
 
 /// What a loader is given: the model's first file, or its folder.
 pub fn first_file(fit: &Fit) -> PathBuf {
-    match &fit.job.destination {
-        Destination::Folder(path) => path.clone(),
-        Destination::Files { dir, .. } => dir.join(&fit.job.layout.files[0].name),
-    }
+    fit.job.first_file()
 }
 
 /// One screen: whether it fits, what becomes what, how fast it would be.

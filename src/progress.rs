@@ -54,7 +54,7 @@ impl State {
     fn position(&self) -> (u64, u64) {
         match self.phase {
             Phase::Checking => (self.now.written, self.total.written),
-            Phase::Quantizing | Phase::Calibrating | Phase::Measuring => {
+            Phase::Quantizing | Phase::Calibrating | Phase::Measuring | Phase::Comparing => {
                 (self.now.weights, self.total.weights)
             }
         }
@@ -77,6 +77,12 @@ impl State {
             Phase::Measuring => {
                 format!("measured {done} of {total} layers, {} left", text::duration(left))
             }
+            Phase::Comparing => format!(
+                "compared {} of {} weights, {} left",
+                text::count(done),
+                text::count(total),
+                text::duration(left),
+            ),
             Phase::Quantizing => format!(
                 "read {} of {}, wrote {} of {}, {} weights/s, {} left",
                 text::bytes(self.now.read),
@@ -98,6 +104,7 @@ impl Progress for Watch {
             let label = match phase {
                 Phase::Checking => "checking   ",
                 Phase::Calibrating => "calibrating",
+                Phase::Comparing => "comparing  ",
                 Phase::Quantizing => "quantizing ",
                 Phase::Measuring => "measuring  ",
             };

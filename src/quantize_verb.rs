@@ -158,7 +158,8 @@ pub fn write<'a>(
     Ok(done.collect())
 }
 
-fn print_plan(job: &Job) -> Result<()> {
+/// Tells a plan on standard output.
+pub fn print_plan(job: &Job) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let mut table = table(&["tensor", "shape", "type", "bytes"], &[3]);
     for (index, output) in job.outputs.iter().enumerate() {
@@ -204,7 +205,8 @@ fn fallback_lines(job: &Job) -> String {
     lines.collect()
 }
 
-fn plan_json(job: &Job) -> Value {
+/// A plan for machines.
+pub fn plan_json(job: &Job) -> Value {
     let tensors: Vec<Value> = (0..job.outputs.len())
         .map(|index| {
             json!({

@@ -14,6 +14,7 @@
 //! - [`mlx`]: the folders of mlx-lm; [`mlx_folder`]: the same as a source.
 //! - [`compressed_tensors`]: the folders of vLLM and transformers; [`compressed_folder`]: the same as a source.
 //! - [`folder`]: what the two have in common as an output; [`joined`]: as a source.
+//! - [`renamed`]: a converted model under its checkpoint's names again.
 //! - [`summary`]: what a model on disk holds.
 //! - [`order`]: the order of tensors in a GGUF file.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
@@ -44,6 +45,7 @@ mod mxfp4;
 mod older_keys;
 pub mod order;
 pub mod output;
+pub mod renamed;
 pub mod rows;
 pub mod safetensors;
 pub mod scales;

@@ -134,6 +134,22 @@ pub enum Map {
 }
 
 impl Map {
+    /// Which row of the source, which has `all`, a row of the result is, if each is one of the source's as it is.
+    pub fn source_row(self, row: u64, all: u64) -> Option<u64> {
+        match self {
+            Map::Identity => Some(row),
+            Map::InterleaveHalves => Some(row / 2 + row % 2 * (all / 2)),
+            Map::EvenRows => Some(2 * row),
+            Map::OddRows => Some(2 * row + 1),
+            Map::Transpose
+            | Map::PlusOne
+            | Map::EvenColumns
+            | Map::OddColumns
+            | Map::NegExp
+            | Map::DealColumns { .. } => None,
+        }
+    }
+
     /// Whether each row of the result is made of one row of the source, in order, so that the part may be cut into tiles anywhere.
     pub fn is_row_wise(self) -> bool {
         matches!(self, Map::Identity | Map::PlusOne | Map::NegExp | Map::DealColumns { .. })

@@ -26,6 +26,7 @@ pub static IQ4_NL: Format = Format {
         steps: scales::steps::<1>,
         store: nibbles::store::<4, BYTES>,
         rescale: Some(rescale_halves::<0, 1>),
+        moves: None,
     }),
     shader: |format| codebook::shader(format, include_str!("shaders/decode/iq4_nl.wgsl")),
 };

@@ -34,6 +34,7 @@ pub static IQ4_XS: Format = Format {
         },
         store: |indices, planes| fold::<32>(indices, &mut planes[0][8..]),
         rescale: Some(rescale_halves::<0, 1>),
+        moves: None,
     }),
     shader: |format| codebook::shader(format, include_str!("shaders/decode/iq4_xs.wgsl")),
 };

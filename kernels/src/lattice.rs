@@ -28,6 +28,19 @@ pub struct Lattice {
     /// one number for each in the whole block, of which it rounds the product. `None` where they are no such numbers (powers of
     /// two).
     pub rescale: Option<Rescale>,
+    /// How its blocks are taken apart and put together, where weights move to another format as they are: see
+    /// [`moves`](crate::moves).
+    pub moves: Option<&'static Moves>,
+}
+
+/// How blocks are taken apart and put together again.
+pub struct Moves {
+    /// Reads the codes of one block, a byte for each weight: of integers the index of the level, else the code as it is stored.
+    pub load: fn(planes: &[&[u8]], codes: &mut [u8]),
+    /// Writes them, and leaves scales and offsets.
+    pub store: fn(codes: &[u8], planes: &mut [&mut [u8]]),
+    /// Sets the scale and the offset of each group of one block, if it can hold just these: whether it can.
+    pub set: fn(scales: &[f32], offsets: &[f32], planes: &mut [&mut [u8]]) -> bool,
 }
 
 /// Multiplies the scales and the offsets of one block by these factors.

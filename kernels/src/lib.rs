@@ -35,6 +35,7 @@ pub mod matrix;
 mod microscale;
 mod minifloat;
 pub mod mlx_affine;
+pub mod moves;
 pub mod mxfp4;
 pub mod mxfp8;
 mod nibbles;

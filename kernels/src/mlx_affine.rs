@@ -10,10 +10,10 @@ use crate::affine_search::{Plan, search};
 use crate::float;
 use crate::format::Format;
 use crate::lanes::{gather, relative_importance};
-use crate::lattice::{Lattice, Levels};
+use crate::lattice::{Lattice, Levels, Moves};
 use crate::shaders::{Decoder, decoder};
 use crate::simd::{Isa, Kernel, LANES, Simd};
-use crate::stored::{Bf16, Half, Single, Stored, rescale};
+use crate::stored::{Bf16, Half, Single, Stored, exactly, rescale};
 
 /// The format of `bits` (2, 3, 4, 5, 6 or 8) in groups of `group` (32, 64 or 128) whose scales and biases are of a float format
 /// (BF16, F16 or F32), or `None` if MLX has no such.
@@ -61,6 +61,13 @@ macro_rules! row {
                 steps: steps::<$scale>,
                 store: |indices, planes| pack_eights::<$bits>(indices, planes[0]),
                 rescale: Some(rescale_biased::<$scale>),
+                moves: Some(&Moves {
+                    load: |planes, codes| unpack($bits, planes[0], codes),
+                    store: |codes, planes| pack_eights::<$bits>(codes, planes[0]),
+                    set: |scales, offsets, planes| {
+                        exactly::<$scale>(scales[0], planes[1]) && exactly::<$scale>(offsets[0], planes[2])
+                    },
+                }),
             }),
             shader: shader::<$scale>,
         }

@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 use crate::format::Format;
 use crate::lanes::scatter;
-use crate::lattice::{Lattice, Levels};
+use crate::lattice::{Lattice, Levels, Moves};
 use crate::microscale::{E8M0, Encode, Groups, Pack, Scale};
 use crate::minifloat::{self, E2M1, E2M1_GGUF, E2M1_LEVELS, E2M1_VALUES, e2m1_codes};
-use crate::mlx_affine::pack_eights;
+use crate::mlx_affine::{pack_eights, unpack};
 use crate::nibbles::fold;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -30,6 +30,16 @@ pub static MXFP4: Format = Format {
         steps: steps::<E8M0>,
         store: |indices, planes| fold::<GROUP>(&e2m1_codes::<GROUP>(indices), &mut planes[0][1..]),
         rescale: None,
+        moves: Some(&Moves {
+            load: |planes, codes| {
+                let (low, high) = codes.split_at_mut(GROUP / 2);
+                for ((byte, low), high) in planes[0][1..].iter().zip(low).zip(high) {
+                    (*low, *high) = (byte & 15, byte >> 4);
+                }
+            },
+            store: |codes, planes| fold::<GROUP>(codes, &mut planes[0][1..]),
+            set: |scales, offsets, planes| set_power(scales[0], offsets[0], &mut planes[0][0]),
+        }),
     }),
     shader: |format| minifloat::shader(format, include_str!("shaders/decode/mxfp4.wgsl")),
 };
@@ -50,9 +60,21 @@ pub static MLX_MXFP4: Format = Format {
         steps: steps::<E8M0>,
         store: store_pairs::<GROUP>,
         rescale: None,
+        moves: Some(&Moves {
+            load: |planes, codes| unpack(4, planes[0], codes),
+            store: |codes, planes| pack_eights::<4>(codes, planes[0]),
+            set: |scales, offsets, planes| set_power(scales[0], offsets[0], &mut planes[1][0]),
+        }),
     }),
     shader: |format| minifloat::shader(format, include_str!("shaders/decode/mlx_fp4.wgsl")),
 };
+
+/// Sets a scale that is a power of two, if there is no offset: whether it is one, and there is none.
+fn set_power(scale: f32, offset: f32, code: &mut u8) -> bool {
+    // The least power is subnormal, without an exponent.
+    *code = (scale.to_bits() >> 23) as u8;
+    E8M0::decode(*code) == scale && offset == 0.0
+}
 
 struct Blocks<'a>(&'a mut [u8]);
 

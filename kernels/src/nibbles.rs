@@ -3,8 +3,10 @@
 
 use crate::format::Format;
 use crate::lanes::{scatter_words, word_of};
+use crate::lattice::Moves;
 use crate::shaders::{Decoder, decoder_of_codes};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Scalar, Simd};
+use crate::stored::{Half, exactly};
 
 /// Weights per block.
 pub const BLOCK: usize = 32;
@@ -58,6 +60,26 @@ pub fn store<const BITS: u32, const BYTES: usize>(indices: &[u8], planes: &mut [
         let fifth = indices.iter().rev().fold(0, |word, index| word << 1 | u32::from(index >> 4));
         block[at - 4..at].copy_from_slice(&fifth.to_le_bytes());
     }
+}
+
+/// [`Lattice::moves`](crate::lattice::Lattice) of a block with `HALVES` half floats, a scale and perhaps an offset.
+pub const fn moves<const BITS: u32, const BYTES: usize, const HALVES: usize>() -> Moves {
+    Moves { load: load::<BITS, BYTES>, store: store::<BITS, BYTES>, set: set::<HALVES> }
+}
+
+fn load<const BITS: u32, const BYTES: usize>(planes: &[&[u8]], codes: &mut [u8]) {
+    let mut block = [0; BYTES];
+    block.copy_from_slice(planes[0]);
+    for (half, codes) in unpack::<Scalar, BITS, BYTES>(Scalar, &block).iter().zip(codes.chunks_exact_mut(16))
+    {
+        codes.iter_mut().zip(half).for_each(|(code, &found)| *code = found as u8);
+    }
+}
+
+fn set<const HALVES: usize>(scales: &[f32], offsets: &[f32], planes: &mut [&mut [u8]]) -> bool {
+    let (scale, offset) = planes[0][..4].split_at_mut(2);
+    exactly::<Half>(scales[0], scale)
+        && if HALVES == 2 { exactly::<Half>(offsets[0], offset) } else { offsets[0] == 0.0 }
 }
 
 /// Packs the low four bits of codes, `GROUP` into `GROUP / 2` bytes: byte `i` holds code `i` in its low nibble and code

@@ -35,6 +35,7 @@ pub static NVFP4: Format = Format {
         },
         store: |indices, planes| fold::<GROUP>(&e2m1_codes::<64>(indices), &mut planes[0][4..]),
         rescale: None,
+        moves: None,
     }),
     shader: |format| minifloat::shader(format, include_str!("shaders/decode/nvfp4.wgsl")),
 };
@@ -55,6 +56,7 @@ pub static MLX_NVFP4: Format = Format {
         steps: steps::<Ue4m3>,
         store: store_pairs::<GROUP>,
         rescale: None,
+        moves: None,
     }),
     shader: |format| minifloat::shader(format, include_str!("shaders/decode/mlx_fp4.wgsl")),
 };

@@ -32,6 +32,7 @@ pub static Q2_K: Format = Format {
         },
         store: |indices, planes| pack_pairs(indices, &mut planes[0][16..80]),
         rescale: Some(rescale_halves::<80, 2>),
+        moves: None,
     }),
     shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q2_k.wgsl")),
 };

@@ -28,6 +28,7 @@ pub static Q4_0: Format = Format {
         steps: scales::steps::<1>,
         store: nibbles::store::<4, 18>,
         rescale: Some(rescale_halves::<0, 1>),
+        moves: Some(&nibbles::moves::<4, 18, 1>()),
     }),
     shader: |format| nibbles::shader(format, 4, 1),
 };
@@ -45,6 +46,7 @@ pub static Q5_0: Format = Format {
         steps: scales::steps::<1>,
         store: nibbles::store::<5, 22>,
         rescale: Some(rescale_halves::<0, 1>),
+        moves: Some(&nibbles::moves::<5, 22, 1>()),
     }),
     shader: |format| nibbles::shader(format, 5, 1),
 };

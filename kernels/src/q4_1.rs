@@ -25,6 +25,7 @@ pub static Q4_1: Format = Format {
         steps: scales::steps::<2>,
         store: nibbles::store::<4, 20>,
         rescale: Some(rescale_halves::<0, 2>),
+        moves: Some(&nibbles::moves::<4, 20, 2>()),
     }),
     shader: |format| nibbles::shader(format, 4, 2),
 };
@@ -42,6 +43,7 @@ pub static Q5_1: Format = Format {
         steps: scales::steps::<2>,
         store: nibbles::store::<5, 24>,
         rescale: Some(rescale_halves::<0, 2>),
+        moves: Some(&nibbles::moves::<5, 24, 2>()),
     }),
     shader: |format| nibbles::shader(format, 5, 2),
 };

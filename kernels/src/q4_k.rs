@@ -27,6 +27,7 @@ pub static Q4_K: Format = Format {
         steps,
         store: |indices, planes| fold::<64>(indices, &mut planes[0][16..]),
         rescale: Some(rescale_halves::<0, 2>),
+        moves: None,
     }),
     shader: |format| decoder_of_codes(format, &[("CODE_BITS", 4)], include_str!("shaders/decode/q4_k.wgsl")),
 };

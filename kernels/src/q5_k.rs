@@ -29,6 +29,7 @@ pub static Q5_K: Format = Format {
         steps,
         store: |indices, planes| pack(indices, &mut planes[0][16..]),
         rescale: Some(rescale_halves::<0, 2>),
+        moves: None,
     }),
     shader: |format| decoder_of_codes(format, &[("CODE_BITS", 5)], include_str!("shaders/decode/q4_k.wgsl")),
 };

@@ -35,6 +35,7 @@ pub static Q6_K: Format = Format {
         },
         store: |indices, planes| pack(indices, planes[0]),
         rescale: Some(rescale_halves::<208, 1>),
+        moves: None,
     }),
     shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q6_k.wgsl")),
 };

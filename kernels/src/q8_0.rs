@@ -31,6 +31,7 @@ pub static Q8_0: Format = Format {
             }
         },
         rescale: Some(rescale_halves::<0, 1>),
+        moves: None,
     }),
     shader: |format| decoder_of_codes(format, &[], include_str!("shaders/decode/q8_0.wgsl")),
 };

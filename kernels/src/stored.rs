@@ -120,6 +120,14 @@ impl Stored for Single {
     }
 }
 
+/// Writes a finite number that is one of the type's own: whether it is.
+pub(crate) fn exactly<T: Stored>(number: f32, out: &mut [u8]) -> bool {
+    let mut bytes = [[0; 4]; LANES];
+    T::write(Scalar, T::round(Scalar, [number; LANES]), &mut bytes);
+    out.copy_from_slice(&bytes[0][..T::BYTES]);
+    number.is_finite() && T::read(out) == number
+}
+
 /// Multiplies a stored number by `factor`, and rounds. It stays as it is where the product would be infinite, no number, zero or
 /// so small that some machines take it for zero.
 pub(crate) fn rescale<T: Stored>(factor: f32, number: &mut [u8]) {

@@ -13,12 +13,12 @@ use crate::float;
 use crate::format::Format;
 use crate::grid::nearest_code;
 use crate::lanes::{gather, relative_importance};
-use crate::lattice::{Lattice, Levels};
+use crate::lattice::{Lattice, Levels, Moves};
 use crate::mlx_affine::{pack, pack_eights, unpack, write};
 use crate::scales::divisor;
 use crate::shaders::{Decoder, decoder};
 use crate::simd::{Isa, Kernel, LANES, Simd};
-use crate::stored::{Bf16, Half, Single, Stored, rescale};
+use crate::stored::{Bf16, Half, Single, Stored, exactly, rescale};
 use crate::symmetric::{Grid, search};
 
 /// The format of groups of `group` (32, 64 or 128) whose scales are of a float format (BF16, F16 or F32), or `None` if there is none.
@@ -67,6 +67,13 @@ macro_rules! row {
                 },
                 store: |indices, planes| pack_eights::<4>(indices, planes[0]),
                 rescale: Some(|factors, planes| rescale::<$scale>(factors[0], planes[1])),
+                moves: Some(&Moves {
+                    load: |planes, codes| unpack(4, planes[0], codes),
+                    store: |codes, planes| pack_eights::<4>(codes, planes[0]),
+                    set: |scales, offsets, planes| {
+                        exactly::<$scale>(scales[0], planes[1]) && offsets[0] == 0.0
+                    },
+                }),
             }),
             shader: shader::<$scale>,
         }

@@ -10,12 +10,12 @@ use std::marker::PhantomData;
 use crate::float;
 use crate::format::Format;
 use crate::lanes::{gather, relative_importance};
-use crate::lattice::{Lattice, Levels};
+use crate::lattice::{Lattice, Levels, Moves};
 use crate::mlx_affine::{pack, pack_eights, unpack, write};
 use crate::scales::{divisor, storable};
 use crate::shaders::{Decoder, decoder};
 use crate::simd::{Isa, Kernel, LANES, Simd};
-use crate::stored::{Bf16, Half, Single, Stored};
+use crate::stored::{Bf16, Half, Single, Stored, exactly};
 
 /// The format of groups of `group` (32, 64 or 128) whose scales are of a float format (BF16, F16 or F32), or `None` if there is none.
 pub fn w4a16_asym(group: u64, scales: &Format) -> Option<&'static Format> {
@@ -60,6 +60,17 @@ macro_rules! row {
                 store: |indices, planes| pack_eights::<4>(indices, planes[0]),
                 // An offset is no number of its own.
                 rescale: None,
+                moves: Some(&Moves {
+                    load: |planes, codes| unpack(4, planes[0], codes),
+                    store: |codes, planes| pack_eights::<4>(codes, planes[0]),
+                    set: |scales, offsets, planes| {
+                        let zero = if scales[0] == 0.0 { 0.0 } else { (-offsets[0] / scales[0]).round() };
+                        planes[2][0] = zero as u8;
+                        exactly::<$scale>(scales[0], planes[1])
+                            && (0.0..=MOST as f32).contains(&zero)
+                            && f64::from(zero) * f64::from(scales[0]) == -f64::from(offsets[0])
+                    },
+                }),
             }),
             shader: shader::<$scale>,
         }

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, ops::Range};
 
 use formats::{
-    Dtype, OutputTensor, Part, TensorSource,
+    OutputTensor, Part, TensorSource,
     output::Map,
     rows::{RawRows, rearrange},
 };
@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use crate::{
     error::{Error, Result},
     journal::Entry,
+    moved::moved,
     read::Loaded,
     segment::Pieces,
     weighted::ColumnWeights,
@@ -189,7 +190,8 @@ fn encode_chunk(
     scratch: &mut Scratch,
 ) -> Result<Stats> {
     let Scratch { weights, mapped, decoded } = scratch;
-    let mut same_blocks = None;
+    // Nothing is quantized again where the source's blocks can stay what they are: nothing is lost either.
+    let mut is_moved = false;
     let values: &mut [f32] = match chunk.input {
         Input::Values(values) => {
             weights.clear();
@@ -199,9 +201,7 @@ fn encode_chunk(
         Input::Rows { piece, raw, rows } => {
             weights.resize(((rows.end - rows.start) * piece.columns) as usize, 0.0);
             raw.widen(source, piece, rows.clone(), &loaded.bytes, isa, weights)?;
-            if source.meta(piece.source).dtype == Dtype::Block(format) && piece.map == Map::Identity {
-                same_blocks = Some(raw.planes(piece, rows, &loaded.bytes));
-            }
+            is_moved = moved(source, piece, (raw, rows, &loaded.bytes), format, &mut chunk.planes);
             match piece.map {
                 Map::Identity => weights,
                 _ => {
@@ -214,9 +214,7 @@ fn encode_chunk(
     };
 
     let nonfinite = summarize(isa, values).nonfinite;
-    if let Some(planes) = same_blocks {
-        // Nothing is requantized where the source has the very blocks that are asked for: nothing is lost either.
-        chunk.planes.iter_mut().zip(planes).for_each(|(to, from)| to.copy_from_slice(from));
+    if is_moved {
         if nonfinite > 0 {
             values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
         }

@@ -86,6 +86,31 @@ pub enum Error {
         /// Out of how many.
         elements: u64,
     },
+    /// Quantized weights are to stay as they are, and no format of the container can hold them.
+    #[error(
+        "tensor {tensor}: no format of {container} holds its weights in {from} just as they are{}. {}",
+        tried_of(tried), cost_of(cost.as_ref(), container)
+    )]
+    NotHeld {
+        /// The output tensor.
+        tensor: String,
+        /// The source's format.
+        from: &'static str,
+        /// The container.
+        container: &'static str,
+        /// The formats with the same levels, whose scales or zero points can't be the source's.
+        tried: Vec<&'static str>,
+        /// The nearest format, and the relative RMS error of quantizing again in it.
+        cost: Option<(&'static str, f64)>,
+    },
+    /// What was written is not the source's weights, though it was to be.
+    #[error("tensor {tensor}: {detail}. This should not be: report it, and do not use what was written")]
+    Different {
+        /// The tensor, by its name in GGUF.
+        tensor: String,
+        /// What differs.
+        detail: String,
+    },
     /// Some finite weights lie beyond what the format can hold.
     #[error(
         "tensor {tensor}: {count} of its {elements} weights are beyond what {format} can hold and would become infinite. \
@@ -246,3 +271,20 @@ impl Error {
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn tried_of(tried: &[&str]) -> String {
+    if tried.is_empty() {
+        return String::new();
+    }
+    format!(" ({} would need scales or offsets that they can't store)", tried.join(", "))
+}
+
+fn cost_of(cost: Option<&(&str, f64)>, container: &str) -> String {
+    cost.map_or("Choose another container".to_owned(), |(format, error)| {
+        format!(
+            "Quantizing again as {format} adds an error of {:.2} % (relative RMS, of some of its rows): `halfbyte quantize --to \
+             {container} --format {format}` does, or choose another container",
+            100.0 * error
+        )
+    })
+}

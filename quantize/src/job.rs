@@ -1,5 +1,7 @@
 //! A job: the checkpoint, what each of its tensors becomes, and where every byte goes. Made from headers alone.
 
+use std::path::PathBuf;
+
 use formats::{Layout, OutputTensor, TensorSource, scales::Scales};
 use kernels::Format;
 
@@ -63,6 +65,14 @@ impl Job {
     /// Bits per weight over all tensors.
     pub fn bits_per_weight(&self) -> f64 {
         self.tensors_bytes() as f64 * 8.0 / self.weights().max(1) as f64
+    }
+
+    /// What a loader is given: the model's first file, or its folder.
+    pub fn first_file(&self) -> PathBuf {
+        match &self.destination {
+            Destination::Folder(path) => path.clone(),
+            Destination::Files { dir, .. } => dir.join(&self.layout.files[0].name),
+        }
     }
 
     /// The streaming pass over this job's weights, with buffers of `memory` bytes and `threads` cores.

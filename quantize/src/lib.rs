@@ -1,6 +1,7 @@
 //! The job: which tensor becomes what, and the streaming pass that does it.
 //!
 //! - [`mix`], [`scheme`], [`overrides`]: the type of each tensor, by the mixes users know, in compressed-tensors, and by the user's word.
+//! - [`lossless`]: the types that hold what is quantized already just as it is; [`proof`]: that the written weights are the source's.
 //! - [`budget`], [`placement`], [`speed`]: what a model takes when it runs, where it lies on a machine, how fast it is.
 //! - [`measure`](mod@measure): what each type costs each tensor of a model, by a forward pass.
 //! - [`allocate`], [`fit`]: the types with which it loses least in so many bytes, and on a machine.
@@ -24,14 +25,17 @@ pub mod fit;
 pub mod job;
 pub mod journal;
 mod keep;
+pub mod lossless;
 pub mod measure;
 pub mod mix;
+mod moved;
 pub mod outlet;
 pub mod overrides;
 pub mod pass;
 pub mod placement;
 pub mod plan;
 pub mod progress;
+pub mod proof;
 pub mod read;
 pub mod recipe;
 pub mod recipe_file;

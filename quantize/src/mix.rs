@@ -206,6 +206,15 @@ pub fn choose(
     Ok(choices)
 }
 
+/// llama.cpp's number for a file of these types (`general.file_type`): that of the one in which most weights are.
+pub(crate) fn file_type(tensors: &[OutputTensor], formats: &[&'static Format]) -> u32 {
+    let weights = |mix: &&Mix| -> u64 {
+        let all = tensors.iter().zip(formats).filter(|(_, format)| format.name == mix.base);
+        all.map(|(tensor, _)| tensor.elements()).sum()
+    };
+    MIXES.iter().max_by_key(weights).map_or(0, |mix| mix.file_type)
+}
+
 /// Whether a tensor makes attention's values alone, where damage shows most.
 fn is_value(class: Class) -> bool {
     matches!(class, Class::AttnV | Class::AttnKvA)
@@ -356,6 +365,14 @@ fn scaled_in(full: &Format, mode: &'static Format) -> &'static Format {
     if scales_of(mode) == Some(&float::BF16) { with_scales(mode, full) } else { mode }
 }
 
+/// What an MLX folder has a tensor in that isn't quantized.
+pub(crate) fn mlx_plain(tensor: &OutputTensor, dtype: Option<FloatType>) -> &'static Format {
+    match tensor.class {
+        Class::RouterBias | Class::Decay => &float::F32,
+        _ => full_precision(dtype),
+    }
+}
+
 /// The MLX format of each tensor: `spec` (`4bit-g64`, `mxfp4`, … or a float type) for linears, embeddings and experts, the
 /// model's own type for the rest, and for the scales of the affine modes. Routers stay in it too, unless an override says otherwise.
 ///
@@ -372,12 +389,10 @@ pub fn mlx_formats(
     let full = full_precision(dtype);
     let mut choices = Choices::default();
     for tensor in tensors {
-        let wanted = match (tensor.class, overrides.of(tensor)) {
-            (Class::RouterBias | Class::Decay, _) => &float::F32,
-            (_, Some(chosen)) if tensor.quantizable => scaled_in(full, chosen),
-            (Class::Router, _) => full,
-            _ if tensor.quantizable => scaled_in(full, format),
-            _ => full,
+        let wanted = match overrides.of(tensor) {
+            Some(chosen) if tensor.quantizable => scaled_in(full, chosen),
+            None if tensor.quantizable && tensor.class != Class::Router => scaled_in(full, format),
+            _ => mlx_plain(tensor, dtype),
         };
         let holds = wanted.holds_row(tensor.columns());
         if !holds {

@@ -12,18 +12,21 @@ use formats::{
     gguf::{self, Gguf, Metadata},
     metadata::{self, Provenance},
     mlx,
+    renamed::Renamed,
     scales::{DEFAULT_BLOCK, Scales},
 };
-use kernels::Format;
+use kernels::{Format, float, table};
 use sha2::{Digest, Sha256};
 
 use crate::{
     calibrate::Calibration,
     error::{Choice, Error, Result},
     job::Job,
+    lossless::{self, LOSSLESS, Offer},
     mix::{self, Choices, Mix, ModelFacts},
     overrides::Overrides,
     recipe::{PlannedFor, Recipe, SourceFile, TensorChoice, hex},
+    scheme::own_float,
     store::Destination,
     weighted::Weighted,
 };
@@ -77,6 +80,8 @@ pub struct Options {
     pub target: Option<PlannedFor>,
     /// The checkpoint's revision, if it is known: it stands in the recipe and decides nothing.
     pub revision: Option<String>,
+    /// Of a converted source, the checkpoint that it was made of: the source then has its names, configuration and tokenizer.
+    pub like: Option<Source>,
 }
 
 impl Options {
@@ -94,6 +99,7 @@ impl Options {
             imatrix: None,
             target: None,
             revision: None,
+            like: None,
         }
     }
 
@@ -110,6 +116,18 @@ impl Options {
             }
             (Container::Gguf, align) => Ok(Some(align.unwrap_or(GGUF_ALIGN))),
         }
+    }
+
+    /// Whether quantized weights are to stay as they are.
+    fn is_lossless(&self) -> Result<bool> {
+        let is_lossless = self.format == LOSSLESS;
+        if is_lossless && (!self.overrides.is_empty() || self.imatrix.is_some() || self.calibration.is_some())
+        {
+            return Err(Error::Usage(format!(
+                "the format `{LOSSLESS}` leaves nothing to choose or to round: no --tensor, --imatrix or --calibrate goes with it"
+            )));
+        }
+        Ok(is_lossless)
     }
 
     /// The layers behind which a file ends, in order, if the model has them all.
@@ -144,6 +162,16 @@ impl Job {
         let revision = options.revision.clone().or_else(|| source.origin().map(ToString::to_string));
         let options = &Options { revision, ..options.clone() };
         let checkpoint = Checkpoint::open(source)?;
+        if let Some(like) = &options.like {
+            let like = Checkpoint::open(like)?;
+            let side_files = like.side_files();
+            return Model::renamed(source, checkpoint.weights, &like)?.to(
+                options.container,
+                &side_files,
+                out,
+                options,
+            );
+        }
         let side_files = checkpoint.side_files();
         let Checkpoint { folder, weights } = checkpoint;
         match (options.container, weights) {
@@ -152,7 +180,7 @@ impl Job {
             }
             (Container::CompressedTensors, Weights::Mlx(_)) => Err(Error::Usage(format!(
                 "{source}: compressed-tensors keeps a checkpoint's own names, and an MLX folder has others. Give the checkpoint \
-                 that it was made from"
+                 that it was made from, or name that with `halfbyte convert --like`"
             ))),
             (container, Weights::Mlx(weights) | Weights::CompressedTensors(weights)) => {
                 Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
@@ -160,7 +188,8 @@ impl Job {
             (Container::Gguf, Weights::Gguf(weights)) => gguf_to_gguf(weights, out, options),
             (Container::Mlx | Container::CompressedTensors, Weights::Gguf(_)) => Err(Error::Usage(format!(
                 "{source}: a folder for {} is made from a checkpoint's folder, not from a GGUF file, whose configuration and \
-                 tokenizer are in another form. Give the checkpoint that the GGUF was made from",
+                 tokenizer are in another form. Give the checkpoint that the GGUF was made from, or name that with \
+                 `halfbyte convert --like`",
                 options.container.name()
             ))),
         }
@@ -183,6 +212,23 @@ impl Model {
         Ok(Model { folder, source, config, scales })
     }
 
+    /// The weights of a converted model as the checkpoint `like` had them.
+    fn renamed(source: &Source, made: Weights, like: &Checkpoint) -> Result<Model> {
+        let (made, target): (Box<dyn TensorSource>, _) = match made {
+            Weights::Gguf(made) => (Box::new(made), Target::Gguf),
+            Weights::Mlx(made) => (Box::new(made), Target::Mlx),
+            Weights::Safetensors(_) | Weights::CompressedTensors(_) => {
+                return Err(Error::Usage(format!(
+                    "{source} has a checkpoint's names already: leave --like out"
+                )));
+            }
+        };
+        let config = ModelConfig::read(&like.folder)?;
+        let outputs = families::plan(&config, like.source(), target)?;
+        let renamed = Renamed::new(source.path(), made, like.source(), &outputs)?;
+        Model::new(like.folder.clone(), Box::new(renamed))
+    }
+
     fn to(self, container: Container, side_files: &[PathBuf], out: &Path, options: &Options) -> Result<Job> {
         match container {
             Container::Gguf => checkpoint_to_gguf(self, out, options),
@@ -195,36 +241,54 @@ impl Model {
 fn checkpoint_to_gguf(model: Model, out: &Path, options: &Options) -> Result<Job> {
     let Model { folder, source, config, scales } = model;
     let outputs = families::plan(&config, source.as_ref(), Target::Gguf)?;
-    let mix = Mix::find(&options.format)?;
-    let overrides = Overrides::gguf(&options.overrides)?;
     let weighted = weighted(options, |all| all.over_gguf(&outputs))?;
     let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
-    let choices = mix::choose(mix, &outputs, &facts, &overrides)?;
+    let (choices, file_type) = gguf_choices(options, &outputs, &facts, source.as_ref(), &scales)?;
     let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
     let hash = recipe.hash();
-    let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
+    let provenance = Provenance { tool: TOOL, recipe: &hash, file_type };
     let mut metadata = metadata::of_checkpoint(&folder, &config, &outputs, &provenance)?;
     state_imatrix(&mut metadata, weighted.as_ref());
-    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
+    let warnings = warnings(options, source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
     Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings }.into_gguf(&metadata, out)
 }
 
 fn gguf_to_gguf(source: Gguf, out: &Path, options: &Options) -> Result<Job> {
     let outputs = families::gguf_tensors(&source);
-    let mix = Mix::find(&options.format)?;
-    let overrides = Overrides::gguf(&options.overrides)?;
+    let scales = Scales::find(&source, DEFAULT_BLOCK)?;
     let weighted = weighted(options, |all| all.over_gguf(&outputs))?;
     let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_metadata(source.metadata()) };
-    let choices = mix::choose(mix, &outputs, &facts, &overrides)?;
+    let (choices, file_type) = gguf_choices(options, &outputs, &facts, &source, &scales)?;
     let recipe = recipe(options, &source, &outputs, &choices, weighted.as_ref())?;
     let hash = recipe.hash();
-    let provenance = Provenance { tool: TOOL, recipe: &hash, file_type: mix.file_type };
+    let provenance = Provenance { tool: TOOL, recipe: &hash, file_type };
     let mut metadata = metadata::of_gguf(source.metadata(), &provenance);
     state_imatrix(&mut metadata, weighted.as_ref());
-    let scales = Scales::find(&source, DEFAULT_BLOCK)?;
-    let warnings = warnings(&source, &outputs, &choices.formats, weighted.as_ref());
+    let warnings = warnings(options, &source, &outputs, &choices.formats, weighted.as_ref());
     Plan { source: Box::new(source), scales, outputs, weighted, facts, choices, recipe, warnings }
         .into_gguf(&metadata, out)
+}
+
+/// The type of each tensor of a GGUF, and llama.cpp's number for them all.
+fn gguf_choices(
+    options: &Options,
+    outputs: &[OutputTensor],
+    facts: &ModelFacts,
+    source: &dyn TensorSource,
+    scales: &Scales,
+) -> Result<(Choices, u32)> {
+    let overrides = Overrides::gguf(&options.overrides)?;
+    if options.is_lossless()? {
+        let offer = Offer { container: "gguf", formats: table::GGUF, one_for_all: false };
+        let plain = |tensor: &OutputTensor| {
+            if tensor.quantizable { own_float(tensor, source) } else { Ok(&float::F32) }
+        };
+        let choices = lossless::choose(&offer, outputs, (source, scales), plain)?;
+        let file_type = mix::file_type(outputs, &choices.formats);
+        return Ok((choices, file_type));
+    }
+    let mix = Mix::find(&options.format)?;
+    Ok((mix::choose(mix, outputs, facts, &overrides)?, mix.file_type))
 }
 
 /// The importance matrix, laid over the outputs, if one is to be used.
@@ -244,13 +308,16 @@ fn state_imatrix(metadata: &mut Metadata, weighted: Option<&Weighted>) {
 
 /// What the user should know before the job is run.
 fn warnings(
+    options: &Options,
     source: &dyn TensorSource,
     outputs: &[OutputTensor],
     formats: &[&'static Format],
     weighted: Option<&Weighted>,
 ) -> Vec<String> {
     let unweighted = weighted.and_then(|weighted| unweighted(weighted, outputs, formats));
-    requantized(source, outputs, formats).into_iter().chain(unweighted).collect()
+    let requantized = || requantized(source, outputs, formats);
+    let is_lossless = options.format == LOSSLESS;
+    (!is_lossless).then(requantized).flatten().into_iter().chain(unweighted).collect()
 }
 
 /// A warning if quantized tensors have no entry in the importance matrix.

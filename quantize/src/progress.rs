@@ -9,6 +9,8 @@ pub enum Phase {
     Calibrating,
     /// Reading, encoding and writing weights.
     Quantizing,
+    /// Decoding what was written and its source. Counted in weights.
+    Comparing,
     /// Trying tensors in a forward pass, see [`measure`](crate::measure). Counted in layers, as if they were weights.
     Measuring,
 }

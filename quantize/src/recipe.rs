@@ -177,6 +177,7 @@ impl Recipe {
             imatrix: None,
             target: self.target.clone(),
             revision: self.revision.clone(),
+            like: None,
         }
     }
 

@@ -50,7 +50,7 @@ pub fn compressed_formats(
 }
 
 /// The float type of a tensor's source, or BF16 if it is quantized.
-fn own_float(tensor: &OutputTensor, source: &dyn TensorSource) -> Result<&'static Format> {
+pub(crate) fn own_float(tensor: &OutputTensor, source: &dyn TensorSource) -> Result<&'static Format> {
     let Content::Parts(parts) = &tensor.content else { return Ok(&float::F32) };
     let dtype = parts.first().map(|part| source.meta(part.source).dtype);
     match dtype {

@@ -4,6 +4,7 @@ mod bad_input;
 mod calibrate;
 mod check;
 mod compressed;
+mod convert;
 mod crash;
 mod fit;
 #[cfg(feature = "gpu")]

@@ -22,11 +22,6 @@ pub enum Stored {
     },
 }
 
-/// Whether a map moves rows as they are.
-fn keeps_rows(map: Map) -> bool {
-    matches!(map, Map::Identity | Map::InterleaveHalves | Map::EvenRows | Map::OddRows)
-}
-
 impl Stored {
     /// Of a tensor; `None` if it has no one form: its values are computed, its parts differ, or what becomes of them changes more
     /// than the order of rows.
@@ -34,7 +29,7 @@ impl Stored {
         let Content::Parts(parts) = &tensor.content else { return None };
         let columns = tensor.columns();
         let one = |part: &Part| {
-            if !keeps_rows(part.map) || part.output_shape().1 != columns {
+            if part.map.source_row(0, 0).is_none() || part.output_shape().1 != columns {
                 return None;
             }
             match source.meta(part.source).dtype {
@@ -104,17 +99,11 @@ impl Stored {
         };
         let raw = read(source, scales, part, buffer)?;
         let all = part.rows.end - part.rows.start;
-        // Which row of the source each one is.
-        let from = |row: u64| match part.map {
-            Map::InterleaveHalves => row / 2 + row % 2 * (all / 2),
-            Map::EvenRows => 2 * row,
-            Map::OddRows => 2 * row + 1,
-            _ => row,
-        };
         if part.map == Map::Identity {
             self.append(&raw, part, rows, buffer, planes);
         } else {
-            rows.map(from).for_each(|row| self.append(&raw, part, row..row + 1, buffer, planes));
+            let from = rows.filter_map(|row| part.map.source_row(row, all));
+            from.for_each(|row| self.append(&raw, part, row..row + 1, buffer, planes));
         }
         Ok(())
     }

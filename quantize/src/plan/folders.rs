@@ -9,17 +9,20 @@ use formats::{
     folder,
     layout::OutputFile,
     mlx,
-    output::Class,
+    output::{Class, OutputTensor},
 };
+
+use kernels::table;
 
 use super::{Model, Options, Plan, recipe, warnings, weighted};
 use crate::{
     error::{Error, Result},
     job::Job,
+    lossless::{self, Offer},
     mix::{self, ModelFacts},
     overrides::Overrides,
     recipe::Recipe,
-    scheme::compressed_formats,
+    scheme::{compressed_formats, own_float},
     store::Destination,
 };
 
@@ -36,7 +39,13 @@ pub(super) fn checkpoint_to_mlx(
         all.over_checkpoint(&outputs, &families::plan(&config, source.as_ref(), Target::Gguf)?)
     })?;
     let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
-    let choices = mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?;
+    let choices = if options.is_lossless()? {
+        let offer = Offer { container: "mlx", formats: table::MLX, one_for_all: false };
+        let plain = |tensor: &OutputTensor| Ok(mix::mlx_plain(tensor, config.dtype));
+        lossless::choose(&offer, &outputs, (source.as_ref(), &scales), plain)?
+    } else {
+        mix::mlx_formats(&options.format, &outputs, config.dtype, &overrides)?
+    };
     let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
     let hash = recipe.hash();
 
@@ -55,7 +64,7 @@ pub(super) fn checkpoint_to_mlx(
     let layout = mlx::layout(&tensors, &shards(&recipe, mlx::SHARD_SIZE, &metadata))?;
     let layout =
         with_side_files(layout, side_files, &config, |text| mlx::config(&config.path, text, &tensors))?;
-    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
+    let warnings = warnings(options, source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
     let plan = Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings };
     Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
 }
@@ -73,7 +82,14 @@ pub(super) fn checkpoint_to_compressed(
         all.over_checkpoint(&outputs, &families::plan(&config, source.as_ref(), Target::Gguf)?)
     })?;
     let facts = ModelFacts { importance: weighted.is_some(), ..ModelFacts::of_config(&config) };
-    let choices = compressed_formats(&options.format, &outputs, source.as_ref(), config.dtype, &overrides)?;
+    let choices = if options.is_lossless()? {
+        let offer =
+            Offer { container: "compressed-tensors", formats: table::COMPRESSED_TENSORS, one_for_all: true };
+        let plain = |tensor: &OutputTensor| own_float(tensor, source.as_ref());
+        lossless::choose(&offer, &outputs, (source.as_ref(), &scales), plain)?
+    } else {
+        compressed_formats(&options.format, &outputs, source.as_ref(), config.dtype, &overrides)?
+    };
     let recipe = recipe(options, source.as_ref(), &outputs, &choices, weighted.as_ref())?;
     let hash = recipe.hash();
 
@@ -94,7 +110,7 @@ pub(super) fn checkpoint_to_compressed(
     let layout = with_side_files(layout, side_files, &config, |text| {
         compressed_tensors::config(&config.path, text, &tensors)
     })?;
-    let warnings = warnings(source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
+    let warnings = warnings(options, source.as_ref(), &outputs, &choices.formats, weighted.as_ref());
     let plan = Plan { source, scales, outputs, weighted, facts, choices, recipe, warnings };
     Ok(plan.placed(layout, Destination::Folder(out.to_owned())))
 }

@@ -1,0 +1,106 @@
+//! Lossless conversions, made and proved as a user does.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::tool::{fails, halfbyte, model, quantize, run};
+
+fn convert(source: &Path, to: &str, out: &Path) -> Command {
+    let mut command = halfbyte(&["convert", "--json"]);
+    command.arg(source).args(["--to", to, "--out"]).arg(out);
+    command
+}
+
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).expect("JSON on standard output")
+}
+
+/// Converts, and tells the formats that linears got.
+fn formats(command: &mut Command) -> Vec<String> {
+    let result = json(&run(command).stdout);
+    assert!(result["proof"]["weights"].as_u64().is_some_and(|weights| weights > 4_000_000), "{result}");
+    let tensors = result["tensors"].as_array().expect("tensors");
+    let quantized = tensors.iter().filter(|tensor| tensor["class"] == "ffn_up");
+    let mut formats: Vec<String> = quantized.map(|tensor| tensor["format"].to_string()).collect();
+    formats.dedup();
+    formats
+}
+
+/// The bytes of a folder's only shard behind its header, which names the recipe.
+fn data(folder: &Path) -> Vec<u8> {
+    let bytes = fs::read(folder.join("model.safetensors")).expect("a shard");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    bytes[8 + header as usize..].to_vec()
+}
+
+#[test]
+fn symmetric_groups_go_round_through_all_containers_and_come_back_as_they_were() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = |name: &str| dir.path().join(name);
+    let like = model("tiny-llama");
+    run(&mut quantize(&like, "compressed-tensors", "w4a16-g32-f16", &path("first")));
+    assert_eq!(formats(&mut convert(&path("first"), "gguf", &path("a.gguf"))), ["\"q4_0\""]);
+    // Half floats whose consumers compute in them too.
+    let mut to_mlx = convert(&path("a.gguf"), "mlx", &path("mlx"));
+    assert_eq!(formats(to_mlx.arg("--like").arg(&like)), ["\"4bit-g32-f16\""]);
+    let mut back = convert(&path("mlx"), "compressed-tensors", &path("last"));
+    assert_eq!(formats(back.arg("--like").arg(&like)), ["\"w4a16-g32-f16\""]);
+    // Norms are F32 since they were in the GGUF, and what was BF16 is.
+    let wide = |folder: &Path| -> Vec<(String, Value)> {
+        let inspected = json(&run(halfbyte(&["inspect", "--json"]).arg(folder)).stdout);
+        let tensors = inspected["tensors"].as_array().expect("tensors").clone();
+        tensors.into_iter().map(|t| (t["name"].to_string(), t["format"].clone())).collect()
+    };
+    assert_eq!(wide(&path("first")).len(), wide(&path("last")).len());
+    run(&mut convert(&path("first"), "mlx", &path("mlx2")));
+    let mut back = convert(&path("mlx2"), "compressed-tensors", &path("last2"));
+    run(back.arg("--like").arg(&like));
+    assert_eq!(data(&path("last2")), data(&path("first")), "the same bytes");
+}
+
+#[test]
+fn what_no_format_holds_is_refused_with_its_cost_and_nothing_is_written() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = |name: &str| dir.path().join(name);
+    let like = model("tiny-llama");
+    run(&mut quantize(&like, "mlx", "4bit-g64", &path("mlx")));
+    let mut command = convert(&path("mlx"), "compressed-tensors", &path("out"));
+    let message = fails(command.arg("--like").arg(&like), 1);
+    for part in ["q_proj", "4bit-g64", "w4a16-g64", "%", "halfbyte quantize"] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    assert!(!path("out").exists() && !path("out.partial").exists());
+    // Its scales and biases are half floats too.
+    assert_eq!(formats(&mut convert(&path("mlx"), "gguf", &path("m.gguf"))), ["\"q4_1\""]);
+
+    run(&mut quantize(&like, "gguf", "q4_k_s", &path("k.gguf")));
+    let mut command = convert(&path("k.gguf"), "mlx", &path("out"));
+    let message = fails(command.arg("--like").arg(&like), 1);
+    assert!(message.contains("q4_k"), "{message}");
+    let message = fails(&mut convert(&path("k.gguf"), "mlx", &path("out")), 2);
+    assert!(message.contains("--like"), "{message}");
+}
+
+#[test]
+fn a_converted_model_of_another_kind_is_told_from_its_checkpoint() {
+    let dir = tempfile::tempdir().expect("dir");
+    let gguf = dir.path().join("a.gguf");
+    run(&mut quantize(&model("tiny-llama"), "gguf", "q4_0", &gguf));
+    let mut command = convert(&gguf, "mlx", &dir.path().join("out"));
+    let message = fails(command.arg("--like").arg(model("tiny-deepseek")), 1);
+    assert!(message.contains("another model"), "{message}");
+}
+
+#[test]
+fn mxfp4_moves_between_gguf_and_mlx() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = |name: &str| dir.path().join(name);
+    let like = model("tiny-llama");
+    run(&mut quantize(&like, "mlx", "mxfp4", &path("mlx")));
+    assert_eq!(formats(&mut convert(&path("mlx"), "gguf", &path("a.gguf"))), ["\"mxfp4\""]);
+    let mut back = convert(&path("a.gguf"), "mlx", &path("again"));
+    assert_eq!(formats(back.arg("--like").arg(&like)), ["\"mxfp4\""]);
+}
