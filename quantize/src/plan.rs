@@ -154,7 +154,7 @@ impl Job {
                 "{source}: compressed-tensors keeps a checkpoint's own names, and an MLX folder has others. Give the checkpoint \
                  that it was made from"
             ))),
-            (container, Weights::Mlx(weights) | Weights::CompressedTensors(weights)) => {
+            (container, Weights::Mlx(weights) | Weights::Packed(weights)) => {
                 Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
             (Container::Gguf, Weights::Gguf(weights)) => gguf_to_gguf(weights, out, options),
