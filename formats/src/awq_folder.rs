@@ -2,7 +2,7 @@
 //! `modules/linear/gemm.py`, `WQLinear_GEMM`; GPTQModel and AutoRound write the same.)
 //!
 //! For a weight [N, K] in groups of g columns: codes in I32 words [K, N/8] along N, in AWQ's own order of eight; scales [K/g, N] in a
-//! float type; zero points in words [K/g, N/8] like the codes. Read is version GEMM, of four bits in groups of 32, 64 or 128.
+//! float type; zero points in words [K/g, N/8] like the codes (with `zero_point: false` too, then all are 8). Read is version GEMM, of four bits in groups of 32, 64 or 128.
 
 use kernels::w4a16_asym::w4a16_asym;
 
@@ -18,17 +18,14 @@ use crate::tensor::TensorSource;
 const SCALES: &str = ".scales";
 const ZEROS: &str = ".qzeros";
 
-/// Makes one tensor of each quantized linear's.
+/// The [`Reader`](crate::packed::Reader).
 ///
 /// # Errors
-/// As [`Quantization::join`].
-pub(crate) fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> {
+/// As a reader's.
+pub fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> {
     quantization.check_bits()?;
     if quantization.text("version")?.is_some_and(|version| !version.eq_ignore_ascii_case("gemm")) {
         return Err(quantization.refused("version", "read is `gemm`"));
-    }
-    if quantization.get("zero_point").is_some_and(|value| value != true) {
-        return Err(quantization.refused("zero_point", "read is true"));
     }
     let wholes = wholes(&stored, [SCALES, ZEROS], |module| whole(module, quantization))?;
     Ok(Joined::new(Convention::Awq, stored, wholes))

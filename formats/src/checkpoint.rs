@@ -101,8 +101,9 @@ impl Checkpoint {
         if packed::has_packed(&stored)
             && let Some(text) = config_text(&config)?
             && let Some(quantization) = Quantization::of(&config, &text)?
+            && let Some(join) = quantization.reader()?
         {
-            return Ok(Checkpoint { folder, weights: Weights::Packed(quantization.join(stored)?) });
+            return Ok(Checkpoint { folder, weights: Weights::Packed(join(&quantization, stored)?) });
         }
         let says_mlx = stored.metadata().get("format").is_some_and(|format| format == "mlx");
         if !says_mlx && !mlx_folder::has_packed(&stored) {

@@ -31,11 +31,11 @@ const ZEROS: &str = ".weight_zero_point";
 const DIVISOR: &str = ".weight_global_scale";
 const INDEX: &str = ".weight_g_idx";
 
-/// Makes one tensor of each quantized linear's.
+/// The [`Reader`](crate::packed::Reader).
 ///
 /// # Errors
-/// As [`Quantization::join`].
-pub(crate) fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> {
+/// As a reader's.
+pub fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> {
     let schemes = Schemes::of(quantization)?;
     let mut wholes = Vec::new();
     for (id, meta) in stored.tensors().iter().enumerate() {
@@ -92,8 +92,11 @@ fn integers(module: &Module<'_>, scales: TensorId, schemes: &Schemes) -> Result<
     let zeros = module.find(ZEROS);
     let kind = Kind::Int4 { symmetric: zeros.is_none() };
     let format = if zeros.is_some() { w4a16_asym(group, float) } else { w4a16(group, float) };
-    let format =
-        format.ok_or_else(|| contradiction(&format!("make groups of {group}: read are 32, 64 and 128")))?;
+    if format.is_none() && groups > 1 {
+        return Err(contradiction(&format!(
+            "make groups of {group}: read are 32, 64 and 128, and whole rows"
+        )));
+    }
     schemes.check(kind, Some(group)).map_err(|what| contradiction(&format!("are {what}")))?;
     let mut planes = vec![module.codes.into(), scales.into()];
     if let Some(zeros) = zeros {
@@ -109,7 +112,12 @@ fn integers(module: &Module<'_>, scales: TensorId, schemes: &Schemes) -> Result<
         planes.push(Plane { stored: zeros, arrangement: Some(Arrangement { order, rows, columns: groups }) });
     }
     let stated = module.find(SHAPE).map(|id| stated_shape(module, id)).transpose()?;
-    Ok(Whole { stated, ..Whole::new(module.weight(format, shape)?, planes) })
+    let decoding = match format {
+        Some(_) => None,
+        None => Some(Decoding::Grouped { index: None, groups, scales: float }),
+    };
+    let meta = module.weight(format.unwrap_or(float), shape)?;
+    Ok(Whole { meta, planes, stated, decoding })
 }
 
 fn stated_shape(module: &Module<'_>, id: TensorId) -> Result<Stated> {

@@ -94,13 +94,15 @@ impl Group<'_> {
         let said = |key: &str| weights.get(key).filter(|value| !value.is_null());
         let bits = said("num_bits").and_then(Value::as_u64);
         let size = said("group_size").and_then(Value::as_u64);
+        let is_strategy =
+            |read: &[&str]| said("strategy").is_none_or(|said| read.iter().any(|read| said == read));
         let is_float = said("type").is_some_and(|kind| kind == "float");
         let expect = |key: &str, is_so: bool| if is_so { Ok(()) } else { Err(self.wrong(weights, key)) };
         match format {
             "pack-quantized" => {
                 expect("num_bits", bits == Some(4))?;
                 expect("type", !is_float)?;
-                expect("strategy", said("strategy").is_none_or(|strategy| strategy == "group"))?;
+                expect("strategy", is_strategy(&["group", "channel"]))?;
                 // "weight" is an order that only its calibration went by.
                 let orders = [false.into(), "weight".into(), "static".into()];
                 expect("actorder", said("actorder").is_none_or(|order| orders.contains(order)))?;
@@ -112,9 +114,7 @@ impl Group<'_> {
             "float-quantized" | "naive-quantized" => {
                 expect("num_bits", bits == Some(8))?;
                 expect("type", is_float)?;
-                let strategies = ["tensor", "channel", "block"];
-                let is_read = |strategy: &Value| strategies.iter().any(|read| strategy == read);
-                expect("strategy", said("strategy").is_none_or(is_read))?;
+                expect("strategy", is_strategy(&["tensor", "channel", "block"]))?;
                 Ok(Some((Kind::Fp8, None)))
             }
             other => {
@@ -134,5 +134,5 @@ impl Group<'_> {
 }
 
 /// What is read, and what to do with anything else.
-const READ: &str = "read are pack-quantized of 4 bits in groups, mxfp4-pack-quantized, nvfp4-pack-quantized, and float-quantized of \
+const READ: &str = "read are pack-quantized of 4 bits in groups or channels, mxfp4-pack-quantized, nvfp4-pack-quantized, and float-quantized of \
                     8 bits with scales of a tensor, channel or block; give the full-precision checkpoint";

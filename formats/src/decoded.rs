@@ -1,5 +1,5 @@
-//! Weights that are decoded as they are read, for no block format has them: GPTQ's with columns of a group in many places, and NVFP4
-//! with a divisor of the whole tensor.
+//! Weights that are decoded as they are read, for no block format has them: those of four bits with columns of a group in many places, or
+//! with one group in a row, and NVFP4 with a divisor of the whole tensor.
 
 use kernels::nvfp4::MLX_NVFP4;
 use kernels::{Format, Isa, float};
@@ -14,7 +14,7 @@ use crate::tensor::{TensorId, TensorMeta, TensorSource};
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Decoding {
     /// w = T(scale · (code − zero)) with the scale and the zero point of the column's group. The planes are rows of codes (four bits),
-    /// scales of type T and zero points (bytes), one for each group.
+    /// scales of type T and zero points (bytes), one for each group. Without zero points these are 8.
     Grouped {
         /// The groups' columns; without it all are in one group.
         index: Option<GroupIndex>,
@@ -36,8 +36,8 @@ impl Decoding {
     /// How they are stored, for people.
     pub fn name(&self) -> &'static str {
         match self {
-            Decoding::Grouped { index: Some(_), .. } => "w4a16-asym-desc_act",
-            Decoding::Grouped { index: None, .. } => "w4a16-asym-channel",
+            Decoding::Grouped { index: Some(_), .. } => "w4a16-desc_act",
+            Decoding::Grouped { index: None, .. } => "w4a16-channel",
             Decoding::Divided { .. } => "nvfp4",
         }
     }
@@ -128,7 +128,7 @@ impl Rule {
             Rule::Grouped { of_column, groups, scales } => {
                 let codes = read(0, of_column.len() / 2)?;
                 let scale_bytes = read(1, groups * scales.planes[0])?;
-                let zeros = read(2, *groups)?;
+                let zeros = if planes.len() > 2 { read(2, *groups)? } else { vec![8; count * groups] };
                 let mut steps = vec![0.0; count * groups];
                 (scales.decode)(scales, Isa::detect(), &[&scale_bytes], &mut steps);
                 let mut weights = vec![0.0; count * of_column.len()];

@@ -32,11 +32,11 @@ struct Said<'a> {
     desc_act: bool,
 }
 
-/// Makes one tensor of each quantized linear's.
+/// The [`Reader`](crate::packed::Reader).
 ///
 /// # Errors
-/// As [`Quantization::join`].
-pub(crate) fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> {
+/// As a reader's.
+pub fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> {
     quantization.check_bits()?;
     let desc_act = quantization.get("desc_act").and_then(Value::as_bool).unwrap_or(false);
     let said = Said { quantization, less: less(quantization)?, desc_act };

@@ -146,11 +146,6 @@ impl Joined {
         &self.stored
     }
 
-    /// How a tensor is stored that is read as decoded weights.
-    pub fn decoded_from(&self, id: TensorId) -> Option<&'static str> {
-        self.parts[id.0].decoding.as_ref().map(Decoding::name)
-    }
-
     /// Bytes of the stored tensors that a tensor is made of.
     pub fn stored_bytes(&self, id: TensorId) -> u64 {
         self.parts[id.0].stored().map(|part| self.stored.meta(part).len).fold(0, u64::saturating_add)
@@ -218,6 +213,11 @@ impl TensorSource for Joined {
 
     fn files_of(&self, id: TensorId) -> Vec<usize> {
         self.parts[id.0].stored().map(|part| self.stored.meta(part).file).collect()
+    }
+
+    fn decoded_from(&self, id: TensorId) -> Option<(&'static str, u64)> {
+        let decoding = self.parts[id.0].decoding.as_ref()?;
+        Some((decoding.name(), self.stored_bytes(id)))
     }
 
     fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {

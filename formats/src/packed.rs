@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::joined::{Convention, Joined};
+use crate::joined::Joined;
 use crate::safetensors::Safetensors;
 use crate::tensor::TensorSource;
 use crate::{awq_folder, compressed_folder, gptq_folder};
@@ -33,19 +33,24 @@ pub(crate) fn has_packed(stored: &Safetensors) -> bool {
     stored.tensors().iter().any(|meta| ENDS.iter().any(|end| meta.name.ends_with(end)))
 }
 
+/// Makes one tensor of the tensors of each quantized linear.
+///
+/// # Errors
+/// [`Error::Malformed`] if the quantization is none that is read, or tensors contradict it or each other, or are missing.
+pub type Reader = fn(&Quantization, Safetensors) -> Result<Joined>;
+
 /// A folder's quantization.
 #[derive(Debug)]
 pub struct Quantization {
     config: PathBuf,
     keys: Map<String, Value>,
-    convention: Convention,
 }
 
 impl Quantization {
-    /// What the text of `config`, a `config.json`, says; `None` if it is nothing, or needs no reader of its own.
+    /// What the text of `config`, a `config.json`, says, if anything.
     ///
     /// # Errors
-    /// [`Error::Malformed`] if it is no JSON object, or says what is not read.
+    /// [`Error::Malformed`] if it is no JSON object.
     pub fn of(config: &Path, text: &str) -> Result<Option<Quantization>> {
         let mut root: Map<String, Value> = serde_json::from_str(text).map_err(|e| Error::Malformed {
             path: config.to_owned(),
@@ -55,45 +60,38 @@ impl Quantization {
         // Of a model that also sees, the language model's.
         let found = root.remove(key).or_else(|| root.get_mut("text_config")?.get_mut(key).map(Value::take));
         let Some(Value::Object(keys)) = found else { return Ok(None) };
-        let mut found = Quantization { config: config.to_owned(), keys, convention: Convention::Gptq };
-        found.convention = match found.text("quant_method")? {
-            Some("compressed-tensors") => Convention::CompressedTensors,
-            Some("gptq") => Convention::Gptq,
-            Some("awq") => Convention::Awq,
-            Some("auto-round" | "intel/auto-round") => found.of_autoround()?,
-            Some("modelopt") => match found.text("quant_algo")? {
-                None | Some("FP8") => return Ok(None),
-                Some(_) => return Err(found.refused("quant_algo", "read is `FP8`")),
-            },
-            _ => return Ok(None),
-        };
-        Ok(Some(found))
+        Ok(Some(Quantization { config: config.to_owned(), keys }))
+    }
+
+    /// Its reader; `None` if it needs none of its own.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a form that is not read.
+    pub fn reader(&self) -> Result<Option<Reader>> {
+        Ok(match self.text("quant_method")? {
+            Some("compressed-tensors") => Some(compressed_folder::join),
+            Some("gptq") => Some(gptq_folder::join),
+            Some("awq") => Some(awq_folder::join),
+            Some("auto-round" | "intel/auto-round") => Some(self.of_autoround()?),
+            Some("modelopt") if self.text("quant_algo")?.is_some_and(|algorithm| algorithm != "FP8") => {
+                return Err(self.refused("quant_algo", "read is `FP8`"));
+            }
+            _ => None,
+        })
     }
 
     /// In which of the others' forms AutoRound wrote (auto-round: `inference/backend.py`).
-    fn of_autoround(&self) -> Result<Convention> {
+    fn of_autoround(&self) -> Result<Reader> {
         match self.text("packing_format")?.unwrap_or_default() {
             "auto_round:auto_gptq" | "auto_round:gptq" | "auto_round:gptqmodel" | "auto_round" => {
-                Ok(Convention::Gptq)
+                Ok(gptq_folder::join)
             }
-            "auto_round:auto_awq" | "auto_round:awq" => Ok(Convention::Awq),
-            "auto_round:llm_compressor" => Ok(Convention::CompressedTensors),
+            "auto_round:auto_awq" | "auto_round:awq" => Ok(awq_folder::join),
+            "auto_round:llm_compressor" => Ok(compressed_folder::join),
             _ => Err(self.refused(
                 "packing_format",
                 "read are `auto_round`, and of it `auto_gptq`, `gptqmodel`, `auto_awq` and `llm_compressor`",
             )),
-        }
-    }
-
-    /// Makes one tensor of each quantized linear's.
-    ///
-    /// # Errors
-    /// [`Error::Malformed`] if the quantization is none that is read, or tensors contradict it or each other, or are missing.
-    pub fn join(&self, stored: Safetensors) -> Result<Joined> {
-        match self.convention {
-            Convention::Gptq => gptq_folder::join(self, stored),
-            Convention::Awq => awq_folder::join(self, stored),
-            Convention::CompressedTensors | Convention::Mlx => compressed_folder::join(self, stored),
         }
     }
 

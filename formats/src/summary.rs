@@ -150,7 +150,7 @@ fn strings(stored: &Safetensors) -> Map<String, Value> {
 fn joined(folder: &Joined, id: TensorId) -> Tensor {
     let meta = folder.meta(id);
     let format = match (folder.decoded_from(id), meta.dtype) {
-        (Some(name), _) => name.to_owned(),
+        (Some((name, _)), _) => name.to_owned(),
         (None, Dtype::Block(format)) => without_scales(format).to_string(),
         (None, other) => other.to_string(),
     };

@@ -120,6 +120,11 @@ pub trait TensorSource: Send + Sync {
         vec![self.meta(id).file]
     }
 
+    /// What a tensor is stored as, and in how many bytes, if its elements are decoded as they are read.
+    fn decoded_from(&self, _id: TensorId) -> Option<(&'static str, u64)> {
+        None
+    }
+
     /// Whether names and values are those of mlx-lm's models, not those of the checkpoint that they were made from: experts
     /// are stacked, and what `sanitize` does to values is done.
     fn is_mlx(&self) -> bool {

@@ -279,8 +279,10 @@ fn requantized(
 ) -> Option<String> {
     let again = outputs.iter().zip(formats).filter_map(|(output, format)| {
         let Content::Parts(parts) = &output.content else { return None };
-        let meta = source.meta(parts.first()?.source);
-        let again = matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != *format);
+        let id = parts.first()?.source;
+        let meta = source.meta(id);
+        let again = source.decoded_from(id).is_some()
+            || matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != *format);
         (again && format.block > 1).then_some(&meta.name)
     });
     let (count, first) = again.fold((0, None), |(n, first), name| (n + 1, first.or(Some(name))));

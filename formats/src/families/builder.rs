@@ -332,7 +332,7 @@ impl<'a> Builder<'a> {
         let mtp = config.layers..config.layers.saturating_add(config.mtp_layers);
         let is_head = name.strip_prefix(head).is_some_and(|name| name == "lm_head.weight");
         name.ends_with(".rotary_emb.inv_freq")
-            || scales::is_of_activations(name)
+            || (config.quantization.is_some() && scales::is_of_activations(name))
             || (is_head && config.tie == Some(true))
             || layer.is_some_and(|layer| mtp.contains(&layer))
             || name.starts_with("mtp.")

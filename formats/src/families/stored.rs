@@ -44,8 +44,8 @@ pub fn as_stored(config: &ModelConfig, source: &dyn TensorSource) -> Result<Vec<
         }
     }
     for (id, meta) in source.tensors().iter().enumerate() {
-        let is_scale =
-            scales::weight_of(source, &meta.name).is_some() || scales::is_of_activations(&meta.name);
+        let is_scale = scales::weight_of(source, &meta.name).is_some()
+            || (config.quantization.is_some() && scales::is_of_activations(&meta.name));
         let is_tied_head = config.tie == Some(true) && meta.name.ends_with("lm_head.weight");
         if !is_scale && !is_tied_head && !meta.name.ends_with(".rotary_emb.inv_freq") {
             list(TensorId(id), Class::Other, None);
