@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::compressed_folder;
 use crate::error::{Error, Result};
 use crate::gguf::{self, Gguf};
 use crate::index;
 use crate::joined::Joined;
 use crate::mlx_folder;
+use crate::packed::{self, Quantization};
 use crate::safetensors::Safetensors;
 use crate::source::{Opened, Source};
 use crate::tensor::TensorSource;
@@ -38,8 +38,8 @@ pub enum Weights {
     Safetensors(Safetensors),
     /// A folder of safetensors as MLX has them.
     Mlx(Joined),
-    /// A folder of safetensors as compressed-tensors has them.
-    CompressedTensors(Joined),
+    /// A folder of safetensors as compressed-tensors, GPTQ or AWQ have them.
+    Packed(Joined),
     /// A GGUF or all its splits.
     Gguf(Gguf),
 }
@@ -95,15 +95,15 @@ impl Checkpoint {
         }
     }
 
-    /// Hugging Face's, compressed-tensors' or MLX's files, whichever they are.
+    /// A checkpoint's files, as they are or packed, or MLX's, whichever they are.
     fn of_safetensors(folder: PathBuf, stored: Safetensors) -> Result<Checkpoint> {
         let config = folder.join("config.json");
-        if compressed_folder::has_packed(&stored)
+        if packed::has_packed(&stored)
             && let Some(text) = config_text(&config)?
-            && let Some(quantization) = compressed_folder::quantization(&config, &text)?
+            && let Some(quantization) = Quantization::of(&config, &text)?
+            && let Some(join) = quantization.reader()?
         {
-            let joined = compressed_folder::join(&config, stored, &quantization)?;
-            return Ok(Checkpoint { folder, weights: Weights::CompressedTensors(joined) });
+            return Ok(Checkpoint { folder, weights: Weights::Packed(join(&quantization, stored)?) });
         }
         let says_mlx = stored.metadata().get("format").is_some_and(|format| format == "mlx");
         if !says_mlx && !mlx_folder::has_packed(&stored) {
@@ -124,7 +124,7 @@ impl Checkpoint {
     pub fn source(&self) -> &dyn TensorSource {
         match &self.weights {
             Weights::Safetensors(weights) => weights,
-            Weights::Mlx(weights) | Weights::CompressedTensors(weights) => weights,
+            Weights::Mlx(weights) | Weights::Packed(weights) => weights,
             Weights::Gguf(weights) => weights,
         }
     }
@@ -136,7 +136,7 @@ impl Checkpoint {
     pub fn config(&self) -> Result<Option<String>> {
         match &self.weights {
             Weights::Gguf(_) => Ok(None),
-            Weights::Safetensors(_) | Weights::Mlx(_) | Weights::CompressedTensors(_) => {
+            Weights::Safetensors(_) | Weights::Mlx(_) | Weights::Packed(_) => {
                 config_text(&self.folder.join("config.json"))
             }
         }

@@ -1,168 +1,184 @@
-//! Folders of compressed-tensors as a source: `X.weight_packed` and `X.weight_scale` of a quantized linear are one tensor `X.weight`,
-//! whose bytes are those of the two. ([`compressed_tensors`](crate::compressed_tensors) says what they are, and writes such folders.)
+//! Folders of compressed-tensors as a source: the tensors of a quantized linear are one tensor `X.weight`.
+//! ([`compressed_tensors`](crate::compressed_tensors) writes such folders.)
 //!
-//! Read is `pack-quantized` of symmetric four bits in groups, as llm-compressor and this project write it. What config.json says is
-//! held to that; the size of a module's groups follows from its tensors' shapes.
+//! | scheme | `X.weight_packed` | `X.weight_scale` | besides |
+//! |---|---|---|---|
+//! | pack-quantized | I32 [N, K/8], the first code in the lowest bits | float [N, K/g] | `X.weight_shape` (N, K); asymmetric: `X.weight_zero_point` I32 [⌈N/8⌉, K/g] along N |
+//! | mxfp4-pack-quantized | U8 [N, K/2], the same | U8 [N, K/32], E8M0 | |
+//! | nvfp4-pack-quantized | U8 [N, K/2], the same | E4M3 [N, K/16] | `X.weight_global_scale` F32 \[1\], a divisor |
+//!
+//! (compressed-tensors: `compressors/pack_quantized`, `mxfp4`, `nvfp4`.) Weights in FP8 keep their name and have scales beside them:
+//! [`scales`](crate::scales). Scales of activations, `input_global_scale` among them, say nothing about weights and are left out.
 
-use std::path::Path;
-
+use kernels::mxfp4::MLX_MXFP4;
+use kernels::nvfp4::MLX_NVFP4;
 use kernels::w4a16::w4a16;
-use serde_json::{Map, Value};
+use kernels::w4a16_asym::w4a16_asym;
 
+use crate::arrangement::{Arrangement, Eights, IN_ORDER, Order};
+use crate::compressed_schemes::{Kind, Schemes};
 use crate::compressed_tensors::{PACKED, SCALE, SHAPE, WEIGHT};
-use crate::error::{Error, Result};
-use crate::joined::Joined;
+use crate::decoded::Decoding;
+use crate::error::Result;
+use crate::joined::{Convention, Joined, Plane, Stated, Whole, malformed};
+use crate::module::{Module, is_i32, is_u8};
+use crate::packed::Quantization;
 use crate::safetensors::Safetensors;
+use crate::scales::is_of_activations;
 use crate::tensor::{Dtype, TensorId, TensorMeta, TensorSource};
 
-/// The ends of names that only schemes have which aren't read, and what these are.
-const OTHERS: [(&str, &str); 4] = [
-    (".weight_zero_point", "zero points (asymmetric quantization)"),
-    (".weight_g_idx", "columns out of order (actorder)"),
-    (".weight_global_scale", "a scale of scales (NVFP4)"),
-    (".input_global_scale", "quantized activations (NVFP4)"),
-];
+const ZEROS: &str = ".weight_zero_point";
+const DIVISOR: &str = ".weight_global_scale";
+const INDEX: &str = ".weight_g_idx";
 
-/// Whether a tensor has the name of packed codes.
-pub(crate) fn has_packed(stored: &Safetensors) -> bool {
-    stored.tensors().iter().any(|meta| meta.name.ends_with(PACKED))
-}
-
-/// What the text of `config`, a `config.json`, says about compressed-tensors, if anything.
-pub(crate) fn quantization(config: &Path, text: &str) -> Result<Option<Map<String, Value>>> {
-    let keys: Map<String, Value> = serde_json::from_str(text)
-        .map_err(|e| Error::Malformed { path: config.to_owned(), reason: format!("no JSON object: {e}") })?;
-    let key = "quantization_config";
-    // Of a model that also sees, the language model's.
-    let found = keys.get(key).or_else(|| keys.get("text_config")?.get(key));
-    let is_ours = |q: &&Map<String, Value>| q.get("quant_method").is_some_and(|m| m == "compressed-tensors");
-    Ok(found.and_then(Value::as_object).filter(is_ours).cloned())
-}
-
-/// Makes one tensor of the codes and the scales of every quantized linear. `quantization` is what `config` (`config.json`) says under
-/// `quantization_config`.
+/// The [`Reader`](crate::packed::Reader).
 ///
 /// # Errors
-/// [`Error::Malformed`] if a scheme is none that is read, or tensors contradict each other or are missing.
-pub fn join(config: &Path, stored: Safetensors, quantization: &Map<String, Value>) -> Result<Joined> {
-    check(config, quantization)?;
-    let (mut joined, mut shapes) = (Vec::new(), Vec::new());
+/// As a reader's.
+pub fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> {
+    let schemes = Schemes::of(quantization)?;
+    let mut wholes = Vec::new();
     for (id, meta) in stored.tensors().iter().enumerate() {
-        if let Some((_, what)) = OTHERS.iter().find(|(end, _)| meta.name.ends_with(end)) {
-            return Err(malformed(
-                &stored,
-                meta,
-                &format!(
-                    "{} means {what}, which is not supported: give the full-precision checkpoint",
-                    meta.name
-                ),
-            ));
+        let id = TensorId(id);
+        if meta.name.ends_with(INDEX) {
+            let reason = format!(
+                "{} means columns out of order (actorder `group`), which is not read: give the full-precision checkpoint",
+                meta.name
+            );
+            return Err(malformed(&stored, id, reason));
         }
-        let name = meta.name.as_str();
-        let has_codes = |module: &&str| stored.find(&format!("{module}{PACKED}")).is_some();
-        if name.strip_suffix(SCALE).filter(has_codes).is_some() {
+        let has_codes = |module: &str| stored.find(&format!("{module}{PACKED}")).is_some();
+        let is_part = |end: &&str| meta.name.strip_suffix(end).is_some_and(has_codes);
+        if [SCALE, SHAPE, ZEROS, DIVISOR].iter().any(|end| is_part(&end)) || is_of_activations(&meta.name) {
             continue;
         }
-        if let Some(module) = name.strip_suffix(SHAPE).filter(has_codes) {
-            if meta.shape != [2] || !matches!(meta.dtype, Dtype::Other { name: "I64" | "I32", .. }) {
-                let reason = format!("{name} is {} {:?}, not two integers, I64 [2]", meta.dtype, meta.shape);
-                return Err(malformed(&stored, meta, &reason));
-            }
-            shapes.push((format!("{module}{WEIGHT}"), TensorId(id)));
-            continue;
+        if meta.dtype == Dtype::F8E4M3 && meta.name.ends_with(WEIGHT) {
+            schemes
+                .check(Kind::Fp8, None)
+                .map_err(|what| malformed(&stored, id, format!("{} is {what}", meta.name)))?;
         }
-        joined.push(match name.strip_suffix(PACKED) {
-            Some(module) => linear(&stored, TensorId(id), module)?,
-            None => (meta.clone(), vec![TensorId(id)]),
+        wholes.push(match meta.name.strip_suffix(PACKED) {
+            Some(name) => linear(&Module { stored: &stored, name, codes: id }, &schemes)?,
+            None => Whole::new(meta.clone(), vec![id.into()]),
         });
     }
-    Ok(Joined::new(stored, joined, false).with_shapes(shapes))
+    Ok(Joined::new(Convention::CompressedTensors, stored, wholes))
 }
 
-fn malformed(stored: &Safetensors, meta: &TensorMeta, reason: &str) -> Error {
-    Error::Malformed { path: stored.files()[meta.file].path.clone(), reason: reason.to_owned() }
+/// A quantized linear's weight.
+fn linear(module: &Module<'_>, schemes: &Schemes) -> Result<Whole> {
+    let codes = module.codes();
+    let scales = module.need(SCALE)?;
+    let (is_bytes, scale_dtype) = (is_u8(codes), module.stored.meta(scales).dtype);
+    if is_i32(codes) {
+        integers(module, scales, schemes)
+    } else if is_bytes && scale_dtype == Dtype::F8E4M3 {
+        nvfp4(module, scales, schemes)
+    } else if is_bytes && (scale_dtype == Dtype::F8E8M0 || is_u8(module.stored.meta(scales))) {
+        mxfp4(module, scales, schemes)
+    } else {
+        let what =
+            "are neither codes in I32 with scales in floats, nor codes in U8 with scales in U8 or F8_E4M3";
+        Err(module.contradiction(&[module.codes, scales], what))
+    }
 }
 
-/// A quantized linear's weight and its planes.
-fn linear(stored: &Safetensors, codes: TensorId, module: &str) -> Result<(TensorMeta, Vec<TensorId>)> {
-    let packed = stored.meta(codes);
-    let wrong = |reason: String| malformed(stored, packed, &reason);
-    let Some(scales) = stored.find(&format!("{module}{SCALE}")) else {
-        return Err(wrong(format!("there is {}, but no {module}{SCALE}: fetch all shards", packed.name)));
-    };
-    let scale = stored.meta(scales);
-    let contradiction = |what: &str| {
-        wrong(format!(
-            "{} {} {:?} and {} {} {:?} {what}",
-            packed.name, packed.dtype, packed.shape, scale.name, scale.dtype, scale.shape
-        ))
-    };
-    let (&[rows, words], &[scale_rows, groups]) = (&packed.shape[..], &scale.shape[..]) else {
-        return Err(contradiction("are no matrices"));
-    };
-    if !matches!(packed.dtype, Dtype::Other { name: "I32", .. }) {
-        return Err(contradiction("are no codes in I32 with scales"));
+fn integers(module: &Module<'_>, scales: TensorId, schemes: &Schemes) -> Result<Whole> {
+    let contradiction = |what: &str| module.contradiction(&[module.codes, scales], what);
+    let (shape, groups) = shape(module, scales, 8)?;
+    let [rows, columns] = shape;
+    let float = module.float(scales)?;
+    let group = columns / groups;
+    let zeros = module.find(ZEROS);
+    let kind = Kind::Int4 { symmetric: zeros.is_none() };
+    let format = if zeros.is_some() { w4a16_asym(group, float) } else { w4a16(group, float) };
+    if format.is_none() && groups > 1 {
+        return Err(contradiction(&format!(
+            "make groups of {group}: read are 32, 64 and 128, and whole rows"
+        )));
     }
-    let columns = words.checked_mul(8).filter(|_| scale_rows == rows);
-    let Some(columns) = columns.filter(|columns| groups > 0 && columns.is_multiple_of(groups)) else {
-        return Err(contradiction(
-            "don't belong together: eight codes are a word, and rows are whole groups",
-        ));
-    };
-    let Dtype::Block(float) = scale.dtype else {
-        return Err(contradiction("have scales that are neither BF16 nor F16 nor F32"));
-    };
-    let format = w4a16(columns / groups, float).ok_or_else(|| {
-        contradiction(&format!("make groups of {}: read are 32, 64 and 128", columns / groups))
-    })?;
-    let shape = vec![rows, columns];
-    let len = packed.len.checked_add(scale.len);
-    let len = len.ok_or_else(|| wrong(format!("{} is impossibly large", packed.name)))?;
-    let name = format!("{module}{WEIGHT}");
-    if stored.find(&name).is_some() {
-        return Err(wrong(format!("there is {name} beside {}", packed.name)));
+    schemes.check(kind, Some(group)).map_err(|what| contradiction(&format!("are {what}")))?;
+    let mut planes = vec![module.codes.into(), scales.into()];
+    if let Some(zeros) = zeros {
+        let meta = module.stored.meta(zeros);
+        if !is_i32(meta) || meta.shape != [rows.div_ceil(8), groups] {
+            let what = format!(
+                "don't belong together: the zero points of {rows} rows are I32 [{}, {groups}]",
+                rows.div_ceil(8)
+            );
+            return Err(module.contradiction(&[module.codes, zeros], &what));
+        }
+        let order = Order::Eights(Eights { bits: 8, places: IN_ORDER, across: false, less: 0 });
+        planes.push(Plane { stored: zeros, arrangement: Some(Arrangement { order, rows, columns: groups }) });
     }
-    Ok((TensorMeta { name, dtype: Dtype::Block(format), shape, len, ..packed.clone() }, vec![codes, scales]))
+    let stated = module.find(SHAPE).map(|id| stated_shape(module, id)).transpose()?;
+    let decoding = match format {
+        Some(_) => None,
+        None => Some(Decoding::Grouped { index: None, groups, scales: float }),
+    };
+    let meta = module.weight(format.unwrap_or(float), shape)?;
+    Ok(Whole { meta, planes, stated, decoding })
 }
 
-/// Holds config.json to the schemes that are read.
-fn check(config: &Path, quantization: &Map<String, Value>) -> Result<()> {
-    let refused = |reason: String| {
-        let advice =
-            "read is pack-quantized of 4 bits, symmetric, in groups; give the full-precision checkpoint";
-        Error::Malformed { path: config.to_owned(), reason: format!("{reason}: {advice}") }
-    };
-    let format = quantization.get("format").and_then(Value::as_str).unwrap_or_default();
-    if format != "pack-quantized" {
-        return Err(refused(format!("quantization_config.format is `{format}`")));
+fn stated_shape(module: &Module<'_>, id: TensorId) -> Result<Stated> {
+    let meta: &TensorMeta = module.stored.meta(id);
+    if meta.shape == [2] && matches!(meta.dtype, Dtype::Other { name: "I64" | "I32", .. }) {
+        return Ok(Stated::Shape(id));
     }
-    let groups = quantization.get("config_groups").and_then(Value::as_object);
-    for (name, group) in groups.into_iter().flatten() {
-        let said = |key: &str| group.get("weights").and_then(|weights| weights.get(key));
-        let wrong = |key: &str| {
-            let value = said(key).unwrap_or(&Value::Null);
-            Err(refused(format!("quantization_config.config_groups.{name}.weights.{key} is {value}")))
-        };
-        if said("num_bits").and_then(Value::as_u64) != Some(4) {
-            return wrong("num_bits");
-        }
-        if said("type").is_some_and(|kind| kind != "int") {
-            return wrong("type");
-        }
-        if said("symmetric").is_some_and(|symmetric| symmetric != true) {
-            return wrong("symmetric");
-        }
-        if said("strategy").is_some_and(|strategy| strategy != "group") {
-            return wrong("strategy");
-        }
-        // "weight" is an order that only its calibration went by.
-        let orders = [Value::Null, false.into(), "weight".into(), "static".into()];
-        if said("actorder").is_some_and(|order| !orders.contains(order)) {
-            return wrong("actorder");
-        }
-        if group.get("input_activations").is_some_and(|inputs| !inputs.is_null()) {
-            return Err(refused(format!("quantization_config.config_groups.{name} quantizes activations")));
-        }
+    let reason = format!("{} is {} {:?}, not two integers, I64 [2]", meta.name, meta.dtype, meta.shape);
+    Err(malformed(module.stored, id, reason))
+}
+
+fn mxfp4(module: &Module<'_>, scales: TensorId, schemes: &Schemes) -> Result<Whole> {
+    let shape = floats(module, scales, MLX_MXFP4.block, Kind::Mxfp4, schemes)?;
+    let weight = module.weight(&MLX_MXFP4, shape)?;
+    Ok(Whole::new(weight, vec![module.codes.into(), scales.into()]))
+}
+
+fn nvfp4(module: &Module<'_>, scales: TensorId, schemes: &Schemes) -> Result<Whole> {
+    let shape = floats(module, scales, MLX_NVFP4.block, Kind::Nvfp4, schemes)?;
+    let divisor = module.need(DIVISOR)?;
+    let meta = module.stored.meta(divisor);
+    if meta.dtype != Dtype::Block(&kernels::float::F32) || meta.elements() != 1 {
+        return Err(
+            module.contradiction(&[divisor], "is not one number in F32, the divisor of NVFP4's scales")
+        );
     }
-    Ok(())
+    let decoding = Decoding::Divided { divisor };
+    let weight = module.weight(decoding.float(), shape)?;
+    let planes = vec![module.codes.into(), scales.into()];
+    Ok(Whole { decoding: Some(decoding), ..Whole::new(weight, planes) })
+}
+
+/// The shape of a weight in floats of four bits, in groups of `group`.
+fn floats(
+    module: &Module<'_>,
+    scales: TensorId,
+    group: usize,
+    kind: Kind,
+    schemes: &Schemes,
+) -> Result<[u64; 2]> {
+    let contradiction = |what: &str| module.contradiction(&[module.codes, scales], what);
+    let (shape, groups) = shape(module, scales, 2)?;
+    if shape[1] / groups != group as u64 {
+        return Err(contradiction(&format!(
+            "make groups of {}: those of {kind} are {group}",
+            shape[1] / groups
+        )));
+    }
+    schemes.check(kind, None).map_err(|what| contradiction(&format!("are {what}")))?;
+    Ok(shape)
+}
+
+/// The shape of a weight and the groups in its rows, if codes, so many in an element, and scales belong together.
+fn shape(module: &Module<'_>, scales: TensorId, codes_in_one: u64) -> Result<([u64; 2], u64)> {
+    let contradiction = |what: &str| module.contradiction(&[module.codes, scales], what);
+    let ([rows, elements], [scale_rows, groups]) = (module.matrix(module.codes)?, module.matrix(scales)?);
+    let columns = elements.checked_mul(codes_in_one).filter(|_| scale_rows == rows);
+    match columns.filter(|columns| columns.is_multiple_of(groups)) {
+        Some(columns) => Ok(([rows, columns], groups)),
+        None => Err(contradiction(&format!(
+            "don't belong together: an element has {codes_in_one} codes, and rows are whole groups"
+        ))),
+    }
 }

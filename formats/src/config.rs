@@ -449,7 +449,7 @@ impl Keys {
 
     fn quantization(&self) -> Result<Option<SourceQuantization>> {
         let Some(q) = self.object("quantization_config")? else { return Ok(None) };
-        let weight_block = match q.get("weight_block_size") {
+        let weight_block = match q.get("weight_block_size").or(block_structure(&q)) {
             None => None,
             Some(value) => match serde_json::from_value::<[u32; 2]>(value.clone()) {
                 Ok(block) if block.iter().all(|&n| n > 0) => Some(block.map(u64::from)),
@@ -463,6 +463,14 @@ impl Keys {
         let method = q.text("quant_method")?.unwrap_or("unnamed").to_owned();
         Ok(Some(SourceQuantization { method, weight_block }))
     }
+}
+
+/// The size of blocks that one of compressed-tensors' schemes states.
+fn block_structure(quantization: &Keys) -> Option<&serde_json::Value> {
+    let groups = quantization.get("config_groups")?.as_object()?;
+    groups
+        .values()
+        .find_map(|group| group.get("weights")?.get("block_structure").filter(|value| !value.is_null()))
 }
 
 #[cfg(test)]

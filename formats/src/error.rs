@@ -365,10 +365,7 @@ pub enum Error {
     },
 
     /// An FP8 weight without scales.
-    #[error(
-        "tensor {weight} is FP8 (E4M3) but there is no {scale} with its block scales: fetch all shards; FP8 schemes other than \
-         block scales are not supported"
-    )]
+    #[error("tensor {weight} is FP8 (E4M3) but there is no {scale} with its scales: fetch all shards")]
     MissingScale {
         /// The weight.
         weight: String,
@@ -378,10 +375,12 @@ pub enum Error {
 
     /// Scales of a shape that does not fit the weight.
     #[error(
-        "{weight}_scale_inv has the shape {found:?}, but {weight} {shape:?} in blocks of {block:?} needs {expected:?}: compare \
-         weight_block_size in config.json"
+        "{scale} has the shape {found:?}, but {weight} {shape:?} in blocks of {block:?} needs {expected:?}, or one for each row, or \
+         a single one: compare weight_block_size in config.json"
     )]
     ScaleShape {
+        /// The scales.
+        scale: String,
         /// The weight.
         weight: String,
         /// Its shape.
@@ -395,7 +394,7 @@ pub enum Error {
     },
 
     /// Scales of a type that can't be one.
-    #[error("{scale} has the type {dtype}; FP8 block scales are F32, BF16 or F8_E8M0")]
+    #[error("{scale} has the type {dtype}; FP8 scales are F32, BF16, F16 or F8_E8M0")]
     ScaleDtype {
         /// The scales.
         scale: String,
@@ -404,7 +403,7 @@ pub enum Error {
     },
 
     /// Scales that nothing uses: to ignore them would be to use a weight unscaled.
-    #[error("there are block scales {scale}, but no FP8 tensor {weight}: fetch all shards of one revision")]
+    #[error("there are scales {scale}, but no FP8 tensor {weight}: fetch all shards of one revision")]
     LeftoverScale {
         /// The scales.
         scale: String,

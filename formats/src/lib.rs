@@ -13,7 +13,8 @@
 //! - [`gguf`]: llama.cpp's container.
 //! - [`mlx`]: the folders of mlx-lm; [`mlx_folder`]: the same as a source.
 //! - [`compressed_tensors`]: the folders of vLLM and transformers; [`compressed_folder`]: the same as a source.
-//! - [`folder`]: what the two have in common as an output; [`joined`]: as a source.
+//! - [`packed`]: whose quantization a checkpoint's folder has; [`gptq_folder`] and [`awq_folder`]: theirs as sources.
+//! - [`folder`]: what folders have in common as an output; [`joined`]: as a source.
 //! - [`renamed`]: a converted model under its checkpoint's names again.
 //! - [`summary`]: what a model on disk holds.
 //! - [`order`]: the order of tensors in a GGUF file.
@@ -24,15 +25,20 @@
 //! Every size and offset that comes from a file is hostile until checked.
 
 pub mod arrangement;
+pub mod awq_folder;
 pub mod checkpoint;
 pub mod compressed_folder;
+mod compressed_schemes;
 pub mod compressed_tensors;
 pub mod config;
+mod decoded;
 mod defaults;
 pub mod error;
 pub mod families;
 pub mod folder;
 pub mod gguf;
+pub mod gptq_folder;
+mod group_index;
 mod index;
 pub mod joined;
 mod keys;
@@ -41,10 +47,12 @@ pub mod metadata;
 pub mod mlx;
 pub mod mlx_folder;
 pub mod model_card;
+mod module;
 mod mxfp4;
 mod older_keys;
 pub mod order;
 pub mod output;
+pub mod packed;
 pub mod renamed;
 pub mod rows;
 pub mod safetensors;

@@ -8,7 +8,7 @@ use kernels::{Format, mlx_affine, table};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::joined::Joined;
+use crate::joined::{Convention, Joined, Whole};
 use crate::safetensors::Safetensors;
 use crate::tensor::{Dtype, TensorId, TensorMeta, TensorSource};
 
@@ -30,7 +30,7 @@ pub fn join(config: &Path, stored: Safetensors, quantization: Option<&Map<String
             (quantization, module, plane(PLANES[1]), plane(PLANES[2]))
         });
         let Some((quantization, module, Some(scales), biases)) = module else {
-            logical.push((meta.clone(), vec![TensorId(id)]));
+            logical.push(Whole::new(meta.clone(), vec![TensorId(id).into()]));
             continue;
         };
         let module = Module { config, module, words: meta, scales: stored.meta(scales) };
@@ -38,10 +38,10 @@ pub fn join(config: &Path, stored: Safetensors, quantization: Option<&Map<String
         let planes: Vec<TensorId> =
             [Some(TensorId(id)), Some(scales), biases].into_iter().flatten().collect();
         planes[1..].iter().for_each(|plane| is_plane[plane.0] = true);
-        logical.push((whole, planes));
+        logical.push(Whole::new(whole, planes.into_iter().map(Into::into).collect()));
     }
-    logical.retain(|(_, planes)| !is_plane[planes[0].0]);
-    Ok(Joined::new(stored, logical, true))
+    logical.retain(|whole| !is_plane[whole.planes[0].stored.0]);
+    Ok(Joined::new(Convention::Mlx, stored, logical))
 }
 
 /// What the text of `config`, a `config.json`, says about MLX's quantization, if anything.

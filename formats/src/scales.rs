@@ -1,9 +1,12 @@
-//! Block scales of FP8 checkpoints: which tensor scales which, checked before a weight is read.
+//! Scales of FP8 checkpoints: which tensor scales which, checked before a weight is read.
 //!
-//! DeepSeek-V3's layout (its `inference/kernel.py`, `weight_dequant`): a weight [o, i] in E4M3 comes with
-//! `<name>_scale_inv` [⌈o/bo⌉, ⌈i/bi⌉], and w = e4m3 · scale of its block. Blocks at the edges are cut, their scales are not.
-//! The scales are F32 or BF16, or powers of two (`scale_fmt: ue8m0`) stored as F32 or as E8M0. Experts stacked to [e, o, i]
-//! have scales [e, ⌈o/bo⌉, ⌈i/bi⌉]. A weight and its scale may lie in different shards.
+//! A weight [o, i] in E4M3 comes with scales of its blocks, w = e4m3 · scale:
+//! - DeepSeek-V3 (its `inference/kernel.py`, `weight_dequant`): `<name>_scale_inv` [⌈o/bo⌉, ⌈i/bi⌉]. Blocks at the edges are cut, their
+//!   scales are not. Scales are F32 or BF16, or powers of two (`scale_fmt: ue8m0`) stored as F32 or as E8M0.
+//! - compressed-tensors (`float-quantized`), FBGEMM and ModelOpt: `<name>_scale`, which is the same, or [o, 1] with one for each row, or one
+//!   for the tensor.
+//!
+//! Experts stacked to [e, o, i] have scales [e, …]. A weight and its scale may lie in different shards.
 
 use std::collections::HashMap;
 
@@ -13,10 +16,39 @@ use crate::error::{Error, Result};
 use crate::tensor::{Dtype, TensorId, TensorMeta, TensorSource};
 
 /// What a weight's name is continued with to name its scales.
-pub const SUFFIX: &str = "_scale_inv";
+const SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
+
+/// Ends of names of what scales activations and the cache, which weights don't depend on.
+const OF_ACTIVATIONS: [&str; 9] = [
+    ".input_scale",
+    ".input_scale_ub",
+    ".input_global_scale",
+    ".output_scale",
+    ".activation_scale",
+    ".q_scale",
+    ".k_scale",
+    ".v_scale",
+    ".kv_scale",
+];
 
 /// The block size of checkpoints that state none: rows × columns.
 pub const DEFAULT_BLOCK: [u64; 2] = [128, 128];
+
+/// The scales of an FP8 weight of that name, if there are any.
+pub fn scale_of(source: &dyn TensorSource, weight: &str) -> Option<TensorId> {
+    SUFFIXES.iter().find_map(|suffix| source.find(&format!("{weight}{suffix}")))
+}
+
+/// The FP8 weight that a tensor of that name would scale, if there is one.
+pub fn weight_of(source: &dyn TensorSource, scale: &str) -> Option<TensorId> {
+    let weights = SUFFIXES.iter().filter_map(|suffix| source.find(scale.strip_suffix(suffix)?));
+    weights.into_iter().find(|&weight| source.meta(weight).dtype == Dtype::F8E4M3)
+}
+
+/// Whether a tensor of that name scales activations.
+pub fn is_of_activations(name: &str) -> bool {
+    OF_ACTIVATIONS.iter().any(|end| name.ends_with(end))
+}
 
 /// Where the scales of one weight are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +79,7 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Pairs every E4M3 weight with its scales. `block` is the checkpoint's `quantization_config.weight_block_size`, rows and
+    /// Pairs every E4M3 weight with its scales. `block` is the size of blocks that the checkpoint's configuration states, rows and
     /// columns, or [`DEFAULT_BLOCK`].
     ///
     /// # Errors
@@ -64,7 +96,10 @@ impl Scales {
             }
         }
         for tensor in source.tensors() {
-            let Some(weight) = tensor.name.strip_suffix(SUFFIX) else { continue };
+            // Other tensors than weights may have a `_scale`.
+            let ends = |suffix| tensor.name.strip_suffix(suffix);
+            let weight = ends(SUFFIXES[0]).or(ends(SUFFIXES[1]).filter(|name| name.ends_with(".weight")));
+            let Some(weight) = weight else { continue };
             if source.find(weight).is_none_or(|id| !by_weight.contains_key(&id)) {
                 return Err(Error::LeftoverScale { scale: tensor.name.clone(), weight: weight.to_owned() });
             }
@@ -89,33 +124,47 @@ impl Scales {
 }
 
 fn pair(source: &dyn TensorSource, weight: &TensorMeta, block: [u64; 2]) -> Result<BlockScale> {
-    let name = format!("{}{SUFFIX}", weight.name);
-    let Some(scale) = source.find(&name) else {
-        return Err(Error::MissingScale { weight: weight.name.clone(), scale: name });
+    let Some(scale) = scale_of(source, &weight.name) else {
+        let [first, second] = SUFFIXES.map(|suffix| format!("{}{suffix}", weight.name));
+        return Err(Error::MissingScale {
+            weight: weight.name.clone(),
+            scale: format!("{first} or {second}"),
+        });
     };
     let meta = source.meta(scale);
-    if ![Dtype::Block(&float::F32), Dtype::Block(&float::BF16), Dtype::F8E8M0].contains(&meta.dtype) {
-        return Err(Error::ScaleDtype { scale: name, dtype: meta.dtype.to_string() });
+    let floats = [&float::F32, &float::BF16, &float::F16].map(Dtype::Block);
+    if !floats.contains(&meta.dtype) && meta.dtype != Dtype::F8E8M0 {
+        return Err(Error::ScaleDtype { scale: meta.name.clone(), dtype: meta.dtype.to_string() });
     }
     let mut expected = weight.shape.clone();
     for (dimension, block) in expected.iter_mut().rev().zip([block[1], block[0]]) {
         *dimension = dimension.div_ceil(block);
     }
-    if meta.shape != expected {
-        return Err(Error::ScaleShape {
+    let (stack, matrix) = weight.shape.split_at(weight.shape.len().saturating_sub(2));
+    let rows = matrix.split_last().map_or(1, |(_, outer)| outer.iter().product()).max(1);
+    let columns = weight.columns().max(1);
+    let each = |rows: u64, block: [u64; 2]| {
+        let (columns, scale_rows) = (columns.div_ceil(block[1]), rows.div_ceil(block[0]));
+        BlockScale { scale, block, columns, matrix_rows: rows, scale_rows }
+    };
+    let is_laid = |of_matrix: &[u64]| meta.shape == [stack, of_matrix].concat();
+    if meta.shape == expected {
+        Ok(each(rows, block))
+    } else if meta.elements() == 1 {
+        let rows = weight.rows().max(1);
+        Ok(each(rows, [rows, columns]))
+    } else if is_laid(&[1, 1]) || is_laid(&[]) {
+        Ok(each(rows, [rows, columns]))
+    } else if is_laid(&[rows, 1]) || is_laid(&[rows]) {
+        Ok(each(rows, [1, columns]))
+    } else {
+        Err(Error::ScaleShape {
+            scale: meta.name.clone(),
             weight: weight.name.clone(),
             shape: weight.shape.clone(),
             block,
             expected,
             found: meta.shape.clone(),
-        });
+        })
     }
-    let second_last = |shape: &[u64]| shape.iter().rev().nth(1).copied().unwrap_or(1).max(1);
-    Ok(BlockScale {
-        scale,
-        block,
-        columns: meta.columns(),
-        matrix_rows: second_last(&weight.shape),
-        scale_rows: second_last(&expected),
-    })
 }

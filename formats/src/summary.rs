@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use kernels::w4a16_asym::{self, w4a16_asym};
 use kernels::{Format, float, mlx_affine, w4a16};
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
@@ -12,14 +13,15 @@ use serde_json::{Map, Number, Value};
 use crate::checkpoint::{Checkpoint, Weights};
 use crate::error::Result;
 use crate::gguf;
+use crate::joined::Joined;
 use crate::safetensors::Safetensors;
 use crate::scales;
-use crate::tensor::{Dtype, TensorMeta, TensorSource};
+use crate::tensor::{Dtype, TensorId, TensorMeta, TensorSource};
 
 /// A model on disk.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// `safetensors`, `mlx` or `gguf`.
+    /// `safetensors`, `mlx`, `compressed-tensors`, `gptq`, `awq` or `gguf`.
     pub container: &'static str,
     /// Files with weights.
     pub files: Vec<File>,
@@ -128,22 +130,15 @@ pub fn summarize(checkpoint: &Checkpoint) -> Result<Summary> {
             tensors: source.tensors().iter().map(plain).collect(),
         }),
         Weights::Safetensors(stored) => {
-            let tensors = logical(stored);
+            let tensors = logical(stored, |id| plain(stored.meta(id)));
             Ok(Summary { container: "safetensors", files, metadata: strings(stored), tensors })
         }
-        Weights::Mlx(folder) => {
-            let tensors = folder.tensors().iter().map(mlx).collect();
-            Ok(Summary { container: "mlx", files, metadata: strings(folder.stored()), tensors })
-        }
-        Weights::CompressedTensors(folder) => {
-            let tensors = folder.tensors().iter().map(compressed).collect();
-            Ok(Summary {
-                container: "compressed-tensors",
-                files,
-                metadata: strings(folder.stored()),
-                tensors,
-            })
-        }
+        Weights::Mlx(folder) | Weights::Packed(folder) => Ok(Summary {
+            container: folder.convention().name(),
+            files,
+            metadata: strings(folder.stored()),
+            tensors: logical(folder, |id| joined(folder, id)),
+        }),
     }
 }
 
@@ -151,36 +146,36 @@ fn strings(stored: &Safetensors) -> Map<String, Value> {
     stored.metadata().iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect()
 }
 
-/// The type of an affine format's scales is the model's own and nothing of interest.
-fn mlx(meta: &TensorMeta) -> Tensor {
-    renamed(meta, |format| mlx_affine::with_scales(format, &float::BF16))
-}
-
-/// Nor is that of compressed-tensors' scales.
-fn compressed(meta: &TensorMeta) -> Tensor {
-    renamed(meta, |format| w4a16::with_scales(format, &float::BF16))
-}
-
-fn renamed(meta: &TensorMeta, name: impl Fn(&'static Format) -> &'static Format) -> Tensor {
-    let dtype = match meta.dtype {
-        Dtype::Block(format) => Dtype::Block(name(format)),
-        other => other,
+/// A tensor of a folder whose tensors are stored in several.
+fn joined(folder: &Joined, id: TensorId) -> Tensor {
+    let meta = folder.meta(id);
+    let format = match (folder.decoded_from(id), meta.dtype) {
+        (Some((name, _)), _) => name.to_owned(),
+        (None, Dtype::Block(format)) => without_scales(format).to_string(),
+        (None, other) => other.to_string(),
     };
-    plain(&TensorMeta { dtype, ..meta.clone() })
+    Tensor::new(&meta.name, format, meta.shape.clone(), folder.stored_bytes(id))
+}
+
+/// A format's name. The type of its scales is the model's own and nothing of interest.
+fn without_scales(format: &'static Format) -> &'static str {
+    let format = w4a16::with_scales(mlx_affine::with_scales(format, &float::BF16), &float::BF16);
+    let asymmetric = w4a16_asym::scales_of(format);
+    asymmetric.and_then(|_| w4a16_asym(format.block as u64, &float::BF16)).unwrap_or(format).name
 }
 
 fn plain(meta: &TensorMeta) -> Tensor {
     Tensor::new(&meta.name, meta.dtype.to_string(), meta.shape.clone(), meta.len)
 }
 
-/// A checkpoint's tensors, a weight and its block scales as one.
-fn logical(source: &dyn TensorSource) -> Vec<Tensor> {
+/// A source's tensors, a weight in FP8 and its scales as one.
+fn logical(source: &dyn TensorSource, of: impl Fn(TensorId) -> Tensor) -> Vec<Tensor> {
     let mut tensors = Vec::new();
     let mut parts = HashSet::new();
-    for meta in source.tensors() {
-        let mut tensor = plain(meta);
+    for (id, meta) in source.tensors().iter().enumerate() {
+        let mut tensor = of(TensorId(id));
         if meta.dtype == Dtype::F8E4M3
-            && let Some(scales) = source.find(&format!("{}{}", meta.name, scales::SUFFIX))
+            && let Some(scales) = scales::scale_of(source, &meta.name)
         {
             let scales = source.meta(scales);
             parts.insert(scales.name.as_str());

@@ -115,6 +115,16 @@ pub trait TensorSource: Send + Sync {
     /// Tells that what was made of the steps up to `step` is safe, so that the files that no later one reads may be dropped.
     fn settled(&self, _step: usize) {}
 
+    /// The files that a tensor is read from: several if its parts are in several shards.
+    fn files_of(&self, id: TensorId) -> Vec<usize> {
+        vec![self.meta(id).file]
+    }
+
+    /// What a tensor is stored as, and in how many bytes, if its elements are decoded as they are read.
+    fn decoded_from(&self, _id: TensorId) -> Option<(&'static str, u64)> {
+        None
+    }
+
     /// Whether names and values are those of mlx-lm's models, not those of the checkpoint that they were made from: experts
     /// are stacked, and what `sanitize` does to values is done.
     fn is_mlx(&self) -> bool {

@@ -182,7 +182,7 @@ impl Job {
                 "{source}: compressed-tensors keeps a checkpoint's own names, and an MLX folder has others. Give the checkpoint \
                  that it was made from, or name that with `halfbyte convert --like`"
             ))),
-            (container, Weights::Mlx(weights) | Weights::CompressedTensors(weights)) => {
+            (container, Weights::Mlx(weights) | Weights::Packed(weights)) => {
                 Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
             (Container::Gguf, Weights::Gguf(weights)) => gguf_to_gguf(weights, out, options),
@@ -217,7 +217,7 @@ impl Model {
         let (made, target): (Box<dyn TensorSource>, _) = match made {
             Weights::Gguf(made) => (Box::new(made), Target::Gguf),
             Weights::Mlx(made) => (Box::new(made), Target::Mlx),
-            Weights::Safetensors(_) | Weights::CompressedTensors(_) => {
+            Weights::Safetensors(_) | Weights::Packed(_) => {
                 return Err(Error::Usage(format!(
                     "{source} has a checkpoint's names already: leave --like out"
                 )));
@@ -346,8 +346,10 @@ fn requantized(
 ) -> Option<String> {
     let again = outputs.iter().zip(formats).filter_map(|(output, format)| {
         let Content::Parts(parts) = &output.content else { return None };
-        let meta = source.meta(parts.first()?.source);
-        let again = matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != *format);
+        let id = parts.first()?.source;
+        let meta = source.meta(id);
+        let again = source.decoded_from(id).is_some()
+            || matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != *format);
         (again && format.block > 1).then_some(&meta.name)
     });
     let (count, first) = again.fold((0, None), |(n, first), name| (n + 1, first.or(Some(name))));

@@ -56,7 +56,7 @@ impl Segment {
         let Pieces::Source(parts) = &self.pieces else { return Vec::new() };
         let of = |part: &Part| [Some(part.source), scales.of(part.source).map(|of| of.scale)];
         let mut files: Vec<usize> =
-            parts.iter().flat_map(of).flatten().map(|id| source.meta(id).file).collect();
+            parts.iter().flat_map(of).flatten().flat_map(|id| source.files_of(id)).collect();
         files.sort_unstable();
         files.dedup();
         files

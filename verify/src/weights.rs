@@ -212,7 +212,11 @@ impl Weights {
         let source = self.checkpoint.source();
         let Content::Parts(parts) = &self.tensors[index].content else { return ("f32".to_owned(), 32.0) };
         let Some(part) = parts.first() else { return ("f32".to_owned(), 32.0) };
-        let dtype = source.meta(part.source).dtype;
+        let meta = source.meta(part.source);
+        if let Some((name, bytes)) = source.decoded_from(part.source) {
+            return (name.to_owned(), bytes as f64 * 8.0 / meta.elements() as f64);
+        }
+        let dtype = meta.dtype;
         let bits = match dtype {
             Dtype::Block(format) => {
                 format.planes.iter().sum::<usize>() as f64 * 8.0 / format.block.max(1) as f64

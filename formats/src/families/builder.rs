@@ -7,6 +7,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::order;
 use crate::output::{Class, Content, Map, OutputTensor, Part};
+use crate::scales;
 use crate::tensor::{TensorId, TensorSource};
 
 /// A dimension and the configuration's words for it.
@@ -313,15 +314,14 @@ impl<'a> Builder<'a> {
         Err(Error::UnknownTensors { family, count: left.len(), names })
     }
 
-    /// FP8: the block scales belong to their weight.
+    /// FP8: the scales belong to their weight.
     fn is_scale_of_used(&self, name: &str) -> bool {
-        let weight = name.strip_suffix("_scale_inv").and_then(|weight| self.source.find(weight));
-        weight.is_some_and(|id| self.used[id.0])
+        scales::weight_of(self.source, name).is_some_and(|id| self.used[id.0])
     }
 
     /// What converted models do without: rotary tables that old checkpoints stored, the head of a model that uses its
     /// embedding for it, the layers that predict further tokens (MTP), which neither consumer needs for plain generation,
-    /// and the encoders of images and sound beside a language model.
+    /// the encoders of images and sound beside a language model, and scales of activations.
     fn is_left_out(&self, name: &str) -> bool {
         let config = self.config;
         let (model, head) = self.nested.unwrap_or(("model.", ""));
@@ -332,6 +332,7 @@ impl<'a> Builder<'a> {
         let mtp = config.layers..config.layers.saturating_add(config.mtp_layers);
         let is_head = name.strip_prefix(head).is_some_and(|name| name == "lm_head.weight");
         name.ends_with(".rotary_emb.inv_freq")
+            || (config.quantization.is_some() && scales::is_of_activations(name))
             || (is_head && config.tie == Some(true))
             || layer.is_some_and(|layer| mtp.contains(&layer))
             || name.starts_with("mtp.")

@@ -40,7 +40,8 @@ use crate::config::{ModelConfig, SourceQuantization};
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
 use crate::output::OutputTensor;
-use crate::tensor::{TensorMeta, TensorSource};
+use crate::packed;
+use crate::tensor::TensorSource;
 
 /// The container whose names and shapes are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,16 +108,14 @@ fn family(config: &ModelConfig) -> Result<&'static Family> {
 /// output would use.
 pub fn plan(config: &ModelConfig, source: &dyn TensorSource, target: Target) -> Result<Vec<OutputTensor>> {
     let family = family(config)?;
-    // An MLX folder's tensors say themselves how they are quantized. What of compressed-tensors is read has been joined.
-    let is_joined = |q: &SourceQuantization| {
-        let scaled = |meta: &TensorMeta| meta.name.ends_with(".weight_scale");
-        q.method == "compressed-tensors" && !source.tensors().iter().any(scaled)
-    };
-    let is_read = |q: &SourceQuantization| ["fp8", "mxfp4"].contains(&q.method.as_str()) || is_joined(q);
-    let foreign = |q: &&SourceQuantization| !is_read(q) && !source.is_mlx();
+    // An MLX folder's tensors say themselves how they are quantized.
+    let foreign = |q: &&SourceQuantization| !packed::METHODS.contains(&q.method.as_str()) && !source.is_mlx();
     if let Some(quantization) = config.quantization.as_ref().filter(foreign) {
-        let problem =
-            format!("is `{}`; give the full-precision checkpoint (or one in fp8)", quantization.method);
+        let problem = format!(
+            "is `{}`; read are {}; give one of these, or the full-precision checkpoint",
+            quantization.method,
+            packed::METHODS.join(", ")
+        );
         return Err(config.error("quantization_config.quant_method", problem));
     }
     let mut builder = Builder::new(config, source, target);

@@ -22,6 +22,9 @@ pub enum Stored {
     },
 }
 
+/// The longest block of FP8 that becomes no shorter ones.
+const MOST: u64 = 128;
+
 impl Stored {
     /// Of a tensor; `None` if it has no one form: its values are computed, its parts differ, or what becomes of them changes more
     /// than the order of rows.
@@ -36,7 +39,9 @@ impl Stored {
                 Dtype::Block(format) => format.holds_row(columns).then_some(Stored::Block(format)),
                 Dtype::F8E4M3 => {
                     let block = scales.of(part.source)?.block[1];
-                    columns.is_multiple_of(block).then_some(Stored::Fp8 { block: u32::try_from(block).ok()? })
+                    // A long block is several with the same scale: devices work in short ones.
+                    let short = if block.is_multiple_of(MOST) { MOST } else { block };
+                    columns.is_multiple_of(block).then_some(Stored::Fp8 { block: u32::try_from(short).ok()? })
                 }
                 _ => None,
             }
@@ -113,9 +118,11 @@ impl Stored {
         for (plane, bytes) in planes.iter_mut().zip(raw.planes(part, rows.clone(), buffer)) {
             plane.extend_from_slice(bytes);
         }
-        if let (Stored::Fp8 { .. }, Some(scales)) = (self, &raw.scales) {
-            let values = rows.flat_map(|row| scales.of_row(part.rows.start + row)).copied();
-            planes[1].extend(values.flat_map(f32::to_le_bytes));
+        if let (Stored::Fp8 { block }, Some(scales)) = (self, &raw.scales) {
+            let times = (scales.of.block[1] / u64::from(*block)) as usize;
+            let values = rows.flat_map(|row| scales.of_row(part.rows.start + row));
+            let repeated = values.flat_map(|&scale| std::iter::repeat_n(scale, times));
+            planes[1].extend(repeated.flat_map(f32::to_le_bytes));
         }
     }
 }

@@ -13,7 +13,8 @@ use kernels::{Format, float, table};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{names, safetensors_file, write};
+use crate::packed::{self, Entry, bf16, values, words};
+use crate::{names, write};
 
 fn format(name: &str) -> &'static Format {
     table::compressed_tensors(name).unwrap()
@@ -38,8 +39,8 @@ fn stated(tensors: &[Tensor<'_>]) -> Value {
 
 fn open(path: &Path) -> Result<Joined, Error> {
     match Checkpoint::open(&path.into())?.weights {
-        Weights::CompressedTensors(folder) => Ok(folder),
-        other => panic!("not compressed-tensors: {other:?}"),
+        Weights::Packed(folder) => Ok(folder),
+        other => panic!("not packed: {other:?}"),
     }
 }
 
@@ -141,16 +142,7 @@ fn what_the_container_has_no_place_for_is_refused() {
 }
 
 /// A folder of one file with these tensors, `name: (dtype, shape, data)`, whose quantization is what llm-compressor states, changed.
-fn foreign(
-    tensors: &[(&str, &str, &[u64], Vec<u8>)],
-    change: impl FnOnce(&mut Value),
-) -> Result<Joined, Error> {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, dtype, shape, bytes) in tensors {
-        let offsets = [data.len(), data.len() + bytes.len()];
-        header.insert((*name).to_owned(), json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets }));
-        data.extend(bytes);
-    }
+fn foreign(tensors: &[Entry], change: impl FnOnce(&mut Value)) -> Result<Joined, Error> {
     let mut quantization = json!({
         "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
         "config_groups": { "group_0": { "targets": ["Linear"], "input_activations": null, "weights": {
@@ -158,15 +150,8 @@ fn foreign(
         } } },
     });
     change(&mut quantization);
-    let folder = TempDir::new().unwrap();
-    let file = safetensors_file(&Value::from(header).to_string(), &data);
-    fs::write(folder.path().join("model.safetensors"), file).unwrap();
-    let config = json!({ "text_config": { "quantization_config": quantization } });
-    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    open(folder.path())
+    packed::open(tensors, &json!({ "text_config": { "quantization_config": quantization } }))
 }
-
-type Entry = (&'static str, &'static str, &'static [u64], Vec<u8>);
 
 fn codes() -> Entry {
     ("a.weight_packed", "I32", &[2, 8], vec![1; 64])
@@ -198,12 +183,13 @@ fn a_foreign_folder_is_read_whatever_integers_its_shapes_are() {
 fn tensors_that_contradict_each_other_are_named() {
     let error = foreign(&[codes()], same).unwrap_err();
     names(&error, &["model.safetensors", "a.weight_packed", "a.weight_scale", "fetch"]);
-    let wrong: [(Entry, &[&str]); 5] = [
+    let wrong: [(Entry, &[&str]); 6] = [
         (("a.weight_scale", "BF16", &[1, 2], vec![0; 4]), &["[2, 8]", "[1, 2]"]),
         (("a.weight_scale", "BF16", &[2, 3], vec![0; 12]), &["[2, 3]", "groups"]),
         (("a.weight_scale", "BF16", &[2, 4], vec![0; 16]), &["groups of 16", "32, 64 and 128"]),
-        (("a.weight_scale", "BF16", &[4], vec![0; 8]), &["no matrices"]),
+        (("a.weight_scale", "BF16", &[4], vec![0; 8]), &["no matrix"]),
         (("a.weight_scale", "F8_E4M3", &[2, 2], vec![0; 4]), &["neither BF16 nor F16 nor F32"]),
+        (("a.weight_scale", "BF16", &[0, 2], vec![]), &["no matrix"]),
     ];
     for (scales, parts) in wrong {
         names(&foreign(&[codes(), scales], same).unwrap_err(), parts);
@@ -225,26 +211,95 @@ fn tensors_that_contradict_each_other_are_named() {
 
 #[test]
 fn schemes_that_are_not_read_are_named() {
-    let zero = ("a.weight_zero_point", "I32", &[1, 2][..], vec![0; 8]);
-    names(&foreign(&[codes(), scales(), zero], same).unwrap_err(), &["a.weight_zero_point", "asymmetric"]);
     let order = ("a.weight_g_idx", "I32", &[64][..], vec![0; 256]);
     names(&foreign(&[codes(), scales(), order], same).unwrap_err(), &["a.weight_g_idx", "actorder"]);
     for (key, value) in [
         ("num_bits", json!(8)),
         ("type", json!("float")),
-        ("symmetric", json!(false)),
-        ("strategy", json!("channel")),
+        ("strategy", json!("tensor")),
         ("actorder", json!("group")),
     ] {
         let change = |q: &mut Value| q["config_groups"]["group_0"]["weights"][key] = value.clone();
         let error = foreign(&[codes(), scales()], change).unwrap_err();
         names(&error, &["config.json", key, &value.to_string(), "pack-quantized"]);
     }
-    let change = |q: &mut Value| q["format"] = "nvfp4-pack-quantized".into();
-    names(&foreign(&[codes(), scales()], change).unwrap_err(), &["nvfp4-pack-quantized"]);
-    let change =
-        |q: &mut Value| q["config_groups"]["group_0"]["input_activations"] = json!({ "num_bits": 8 });
-    names(&foreign(&[codes(), scales()], change).unwrap_err(), &["activations"]);
+    for format in ["int-quantized", "marlin-24"] {
+        let change = |q: &mut Value| q["format"] = format.into();
+        names(
+            &foreign(&[codes(), scales()], change).unwrap_err(),
+            &["config.json", format, "float-quantized"],
+        );
+    }
+    let change = |q: &mut Value| q["sparsity_config"] = json!({ "format": "sparse-24-bitmask" });
+    names(&foreign(&[codes(), scales()], change).unwrap_err(), &["sparsity_config", "sparse-24-bitmask"]);
     let change = |q: &mut Value| q["config_groups"]["group_0"]["weights"]["actorder"] = "weight".into();
     assert!(foreign(&[codes(), scales()], change).is_ok(), "an order of calibration alone");
+}
+
+/// Weights of 10 rows, of which the last two share words of zero points with nothing, by hand.
+#[test]
+fn zero_points_lie_along_rows_and_are_subtracted() {
+    let (rows, groups) = (10, 2);
+    let code = |row: usize, column: usize| (row * 7 + column * 5 + row * column) as u32 % 16;
+    let zero = |row: usize, group: usize| (row + 3 * group) as u32 % 16;
+    let scale = |row: usize, group: usize| [0.5, 1.5, -0.25][(row + group) % 3];
+    let codes = (0..rows * 8).map(|i| (0..8).map(|k| code(i / 8, i % 8 * 8 + k) << (4 * k)).sum());
+    let scales = (0..rows * groups).flat_map(|i| bf16(scale(i / groups, i % groups)));
+    let zeros = (0..2 * groups).map(|i| {
+        let of = |k: usize| if i / groups * 8 + k < rows { zero(i / groups * 8 + k, i % groups) } else { 0 };
+        (0..8).map(|k| of(k) << (4 * k)).sum()
+    });
+    let tensors = [
+        ("a.weight_packed", "I32", &[10, 8][..], words(codes)),
+        ("a.weight_scale", "BF16", &[10, 2], scales.collect()),
+        ("a.weight_zero_point", "I32", &[2, 2], words(zeros)),
+        sizes(10, 64),
+    ];
+    let asymmetric = |q: &mut Value| q["config_groups"]["group_0"]["weights"]["symmetric"] = false.into();
+    let source = foreign(&tensors, asymmetric).unwrap();
+    assert_eq!(source.meta(source.find("a.weight").unwrap()).dtype.to_string(), "w4a16-asym-g32");
+    let expected = (0..rows * 64).map(|i| {
+        let (row, column) = (i / 64, i % 64);
+        scale(row, column / 32) * (code(row, column) as f32 - zero(row, column / 32) as f32)
+    });
+    assert_eq!(values(&source, "a.weight"), expected.collect::<Vec<_>>());
+
+    let said = [
+        "a.weight_packed",
+        "asymmetric",
+        "config.json",
+        "symmetric pack-quantized of 4 bits in groups of 32",
+    ];
+    names(&foreign(&tensors, same).unwrap_err(), &said);
+    let wrong = ("a.weight_zero_point", "I32", &[1, 2][..], vec![0; 8]);
+    let [codes, scales, ..] = tensors.clone();
+    names(&foreign(&[codes.clone(), scales.clone(), wrong], asymmetric).unwrap_err(), &["[1, 2]", "[2, 2]"]);
+    // Stated, but not there.
+    names(
+        &foreign(&[codes, scales], asymmetric).unwrap_err(),
+        &["a.weight_scale", "are symmetric", "asymmetric"],
+    );
+}
+
+/// One scale for a row, which no format of groups has.
+#[test]
+fn channels_are_decoded() {
+    let codes = ("a.weight_packed", "I32", &[2, 12][..], words((0..24).map(|i| 0x7654_3210 + i % 12)));
+    let scales = ("a.weight_scale", "BF16", &[2, 1][..], [0.5, 2.0].into_iter().flat_map(bf16).collect());
+    let channel = |q: &mut Value| {
+        let weights = &mut q["config_groups"]["group_0"]["weights"];
+        (weights["strategy"], weights["group_size"]) = ("channel".into(), Value::Null);
+    };
+    let source = foreign(&[codes, scales], channel).unwrap();
+    assert_eq!(source.meta(source.find("a.weight").unwrap()).dtype, Dtype::Block(&float::BF16));
+    let found = values(&source, "a.weight");
+    assert_eq!(found[..8], [-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5]);
+    // The last word is 0x7654321b.
+    assert_eq!(found[96 + 88..], [6.0, -14.0, -12.0, -10.0, -8.0, -6.0, -4.0, -2.0]);
+}
+
+#[test]
+fn groups_that_config_json_does_not_state_are_refused() {
+    let scales = ("a.weight_scale", "BF16", &[2, 1][..], vec![2; 4]);
+    names(&foreign(&[codes(), scales], same).unwrap_err(), &["groups of 64", "groups of 32"]);
 }

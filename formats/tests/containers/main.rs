@@ -1,12 +1,16 @@
 //! Containers as a consumer meets them: whole, damaged and hostile.
 #![allow(clippy::unwrap_used, reason = "a helper of tests may panic")]
 
+mod awq;
 mod checkpoint;
 mod compressed;
+mod compressed_floats;
 mod gguf_read;
 mod gguf_write;
+mod gptq;
 mod mlx;
 mod mlx_folder;
+mod packed;
 mod safetensors;
 mod scales;
 mod stored;

@@ -53,6 +53,42 @@ fn stacked_matrices_start_a_row_of_scales_each() {
     assert_eq!([0, 3, 4, 5, 9, 10, 14].map(|row| scale.row_of(row)), [0, 0, 1, 2, 3, 4, 5]);
 }
 
+/// [4, 6] with one scale, one for each row, or blocks, under either name.
+#[test]
+fn one_scale_may_be_for_a_tensor_a_row_or_a_block() {
+    let rows_of = |name: &str, shape: &[u64]| {
+        let (source, scales) = find(&[("a.weight", "F8_E4M3", &[4, 6]), (name, "F32", shape)], [2, 4]);
+        let scale = *scales.unwrap().of(source.find("a.weight").unwrap()).unwrap();
+        (scale.columns, [0, 1, 2, 3].map(|row| scale.row_of(row)), scale.block)
+    };
+    for name in ["a.weight_scale", "a.weight_scale_inv"] {
+        for shape in [&[][..], &[1], &[1, 1]] {
+            assert_eq!(rows_of(name, shape), (1, [0, 0, 0, 0], [4, 6]));
+        }
+        for shape in [&[4][..], &[4, 1]] {
+            assert_eq!(rows_of(name, shape), (1, [0, 1, 2, 3], [1, 6]));
+        }
+        assert_eq!(rows_of(name, &[2, 2]), (2, [0, 0, 1, 1], [2, 4]));
+    }
+    let stacked = |shape: &[u64]| {
+        let (source, scales) = find(&[("w", "F8_E4M3", &[3, 2, 6]), ("w_scale", "F32", shape)], [128, 128]);
+        let scale = *scales.unwrap().of(source.find("w").unwrap()).unwrap();
+        [0, 1, 2, 3, 4, 5].map(|row| scale.row_of(row))
+    };
+    assert_eq!(stacked(&[3, 1, 1]), [0, 0, 1, 1, 2, 2]);
+    assert_eq!(stacked(&[3]), [0, 0, 1, 1, 2, 2]);
+    assert_eq!(stacked(&[3, 2, 1]), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(stacked(&[1]), [0; 6]);
+}
+
+#[test]
+fn other_tensors_may_have_a_scale_of_any_kind() {
+    let (_, scales) = find(&[("attn.k_scale", "F32", &[1]), ("layer_scale", "F32", &[4])], DEFAULT_BLOCK);
+    assert!(scales.unwrap().is_empty());
+    let (_, scales) = find(&[("a.weight_scale", "F32", &[1])], DEFAULT_BLOCK);
+    names(&scales.unwrap_err(), &["a.weight_scale", "no FP8 tensor a.weight"]);
+}
+
 #[test]
 fn every_fp8_weight_of_tiny_deepseek_has_its_scales() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models");
