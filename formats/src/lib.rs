@@ -13,7 +13,8 @@
 //! - [`gguf`]: llama.cpp's container.
 //! - [`mlx`]: the folders of mlx-lm; [`mlx_folder`]: the same as a source.
 //! - [`compressed_tensors`]: the folders of vLLM and transformers; [`compressed_folder`]: the same as a source.
-//! - [`folder`]: what the two have in common as an output; [`joined`]: as a source.
+//! - [`gptq`], [`awq`]: other folders of theirs; [`linears`]: what the three have in common as an output.
+//! - [`folder`]: what all folders have in common as an output; [`joined`]: as a source.
 //! - [`summary`]: what a model on disk holds.
 //! - [`order`]: the order of tensors in a GGUF file.
 //! - [`layout`]: every output byte's file and offset, fixed before the first byte is written.
@@ -23,6 +24,7 @@
 //! Every size and offset that comes from a file is hostile until checked.
 
 pub mod arrangement;
+pub mod awq;
 pub mod checkpoint;
 pub mod compressed_folder;
 pub mod compressed_tensors;
@@ -32,10 +34,12 @@ pub mod error;
 pub mod families;
 pub mod folder;
 pub mod gguf;
+pub mod gptq;
 mod index;
 pub mod joined;
 mod keys;
 pub mod layout;
+pub mod linears;
 pub mod metadata;
 pub mod mlx;
 pub mod mlx_folder;

@@ -5,6 +5,7 @@ mod checkpoint;
 mod compressed;
 mod gguf_read;
 mod gguf_write;
+mod linears;
 mod mlx;
 mod mlx_folder;
 mod safetensors;
