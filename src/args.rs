@@ -29,7 +29,7 @@ pub enum Verb {
     Shrink(Shrink),
     /// What of a model fits a machine, how good and how fast it would be, from headers alone
     Plan(Plan),
-    /// Turn a checkpoint into a GGUF file (llama.cpp), an MLX folder (mlx-lm) or one of compressed-tensors (vLLM)
+    /// Turn a checkpoint into a GGUF file (llama.cpp), an MLX folder (mlx-lm) or one of compressed-tensors, GPTQ or AWQ (vLLM)
     Quantize(Quantize),
     /// Move a quantized model into another container without a loss: the same codes and scales
     Convert(Convert),
@@ -58,6 +58,12 @@ pub enum Container {
     Mlx,
     /// A folder for vLLM, SGLang and transformers
     CompressedTensors,
+    /// A folder in GPTQ's first version, for the same and for what only knows GPTQ
+    Gptq,
+    /// The same in its second version, for GPTQModel alone: everything loads the first
+    GptqV2,
+    /// A folder in AWQ's GEMM form, for the same and for what only knows AWQ
+    Awq,
 }
 
 impl From<Container> for quantize::plan::Container {
@@ -66,6 +72,9 @@ impl From<Container> for quantize::plan::Container {
             Container::Gguf => Self::Gguf,
             Container::Mlx => Self::Mlx,
             Container::CompressedTensors => Self::CompressedTensors,
+            Container::Gptq => Self::Gptq,
+            Container::GptqV2 => Self::GptqV2,
+            Container::Awq => Self::Awq,
         }
     }
 }
@@ -217,6 +226,8 @@ Examples:
   halfbyte quantize ./DeepSeek-R1 --format iq4_xs --out r1.gguf --shard-size 45GB
   halfbyte quantize ./Qwen3-30B-A3B --to mlx --format 4bit-g64 --out qwen3-mlx
   halfbyte quantize ./Qwen3-30B-A3B --to compressed-tensors --format w4a16-g128 --out qwen3-w4a16
+  halfbyte quantize ./Llama-3.1-8B --to gptq --format w4a16-g128 --calibrate default --out llama-gptq
+  halfbyte quantize ./Llama-3.1-8B --to awq --format w4a16-asym-g128 --out llama-awq
   halfbyte quantize ./model --format q4_k_m --tensor 'attn_v=q8_0' --tensor '^output.weight$=q6_k' --out m.gguf
   halfbyte quantize ./model --format q4_k_m --out m.gguf --dry-run
   halfbyte quantize ./model --format iq4_xs --imatrix model.imatrix.gguf --out m.gguf
@@ -234,14 +245,14 @@ pub struct Quantize {
     /// Container to write [default: gguf]; with several outputs, --to, --format and --out are given once for each, in order
     #[arg(long, value_enum)]
     pub to: Vec<Container>,
-    /// Mix or format: q4_k_m, iq4_xs, q8_0 … for GGUF; 4bit-g64, mxfp4 … for MLX; w4a16-g128 … for compressed-tensors (see
-    /// `halfbyte formats`)
+    /// Mix or format: q4_k_m, iq4_xs, q8_0 … for GGUF; 4bit-g64, mxfp4 … for MLX; w4a16-g128, w4a16-asym-g128, mxfp4 … for
+    /// compressed-tensors; w4a16-g128 … for GPTQ; w4a16-asym-g128 … for AWQ (see `halfbyte formats`)
     #[arg(long, required_unless_present = "recipe")]
     pub format: Vec<String>,
     /// Do what this recipe says (TOML), in the place of --to, --format, --tensor, --shard-size and --align
     #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "format", "tensors", "shard_size", "align"])]
     pub recipe: Option<PathBuf>,
-    /// File (GGUF) or folder (MLX, compressed-tensors) to write
+    /// File (GGUF) or folder (all others) to write
     #[arg(long, required = true)]
     pub out: Vec<PathBuf>,
     /// Type for the tensors whose output name matches; may be given several times, the first match counts
@@ -250,7 +261,7 @@ pub struct Quantize {
     /// Importance matrix (of llama-imatrix, .gguf or .dat): what each input channel weighs when its weights are rounded
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     pub imatrix: Option<PathBuf>,
-    /// Largest file, such as 45GB or 5GiB [default: 45GB for GGUF, 5GiB for MLX, 5GB for compressed-tensors]
+    /// Largest file, such as 45GB or 5GiB [default: 45GB for GGUF, 5GiB for MLX, 5GB for the others]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub shard_size: Option<u64>,
     /// Alignment of tensors in a GGUF file, a power of two [default: 32]

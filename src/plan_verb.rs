@@ -49,7 +49,7 @@ pub fn run(args: &args::Plan) -> Result<()> {
     let name = source.name();
     let out = PathBuf::from(match wish.container {
         Container::Gguf => format!("{name}.gguf"),
-        Container::Mlx | Container::CompressedTensors => name.clone(),
+        _ => name.clone(),
     });
     match fit::fit(&source, &out, &wish)? {
         Answer::Fits(fit) => {
@@ -85,8 +85,8 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
     };
     let engine = match container {
         Container::Gguf => budget::Engine::LlamaCpp,
-        // Refused by the plan.
-        Container::Mlx | Container::CompressedTensors => budget::Engine::Mlx,
+        // The others are refused by the plan.
+        _ => budget::Engine::Mlx,
     };
     let run = Run { engine, context: args.context, parallel: args.parallel, kv: KvType::find(&args.kv)? };
     if target.is_none() && args.max_size.is_none() {

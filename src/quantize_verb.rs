@@ -198,8 +198,11 @@ fn files_line(job: &Job) -> String {
 fn fallback_lines(job: &Job) -> String {
     let lines = job.fallbacks.iter().map(|fallback| {
         format!(
-            "fallback: {} in {} instead of {}: its rows of {} are no multiple of {}\n",
-            fallback.tensor, fallback.got.name, fallback.wanted.name, fallback.columns, fallback.wanted.block
+            "fallback: {} in {} instead of {}: {}\n",
+            fallback.tensor,
+            fallback.got.name,
+            fallback.wanted.name,
+            fallback.reason()
         )
     });
     lines.collect()

@@ -345,7 +345,7 @@ pub enum Error {
         /// The format.
         format: &'static str,
         /// The container.
-        container: &'static str,
+        container: String,
     },
 
     /// More shards than a container can count.

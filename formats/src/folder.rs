@@ -11,8 +11,9 @@ use std::collections::HashSet;
 use kernels::{Format, float};
 use serde_json::{Map, Value, json};
 
+use crate::arrangement::Arrangement;
 use crate::error::{Error, Result};
-use crate::layout::{Layout, OutputFile, Placement};
+use crate::layout::{Fill, Known, Layout, OutputFile, Placement};
 use crate::safetensors::INDEX_NAME;
 use crate::shards::{Piece, shards};
 
@@ -44,6 +45,10 @@ pub(crate) struct Stored {
 pub(crate) enum Content {
     /// A plane of an output tensor: which tensor, and which of its planes.
     Plane(usize, usize),
+    /// The same of a plane whose rows lie apart.
+    Arranged(usize, usize, Arrangement),
+    /// Bytes beside the planes of a tensor that are known beforehand, but many.
+    Known(usize, Fill),
     /// These bytes, known beforehand; less than [`ALIGNMENT`].
     Bytes(Vec<u8>),
 }
@@ -80,7 +85,7 @@ pub(crate) fn layout(
     let mut stored = stored.into_iter();
     let nowhere = Placement { file: 0, offset: 0, len: 0 };
     let places = planes.map(|planes| vec![nowhere; planes]).collect();
-    let mut layout = Layout { files: Vec::with_capacity(count + 1), planes: places };
+    let mut layout = Layout { planes: places, ..Layout::default() };
     let mut weight_map = Vec::new();
     let mut total_size = 0;
     for (file, range) in shards.into_iter().enumerate() {
@@ -88,7 +93,7 @@ pub(crate) fn layout(
         // What is known already goes on where the header ends, and is written with it.
         shard.sort_by_key(|tensor| match tensor.content {
             Content::Bytes(_) => None,
-            Content::Plane(..) => Some(std::cmp::Reverse(tensor.len.trailing_zeros().min(ALIGNMENT.ilog2()))),
+            _ => Some(std::cmp::Reverse(tensor.len.trailing_zeros().min(ALIGNMENT.ilog2()))),
         });
         let name = match count {
             1 => "model.safetensors".to_owned(),
@@ -97,8 +102,17 @@ pub(crate) fn layout(
         let header = header(&shard, format, options.metadata);
         let mut offset = header.len() as u64;
         for tensor in shard {
-            if let Content::Plane(of, plane) = tensor.content {
-                layout.planes[of][plane] = Placement { file, offset, len: tensor.len };
+            let at = Placement { file, offset, len: tensor.len };
+            match tensor.content {
+                Content::Plane(of, plane) => layout.planes[of][plane] = at,
+                Content::Arranged(of, plane, arrangement) => {
+                    layout.planes[of][plane] = at;
+                    layout.arranged.insert((of, plane), arrangement);
+                }
+                Content::Known(of, fill) => layout.known.entry(of).or_default().push(Known { at, fill }),
+                Content::Bytes(_) => {}
+            }
+            if !matches!(tensor.content, Content::Bytes(_)) {
                 offset += tensor.len;
             }
             total_size += tensor.len;

@@ -14,7 +14,8 @@
 //! - [`mlx`]: the folders of mlx-lm; [`mlx_folder`]: the same as a source.
 //! - [`compressed_tensors`]: the folders of vLLM and transformers; [`compressed_folder`]: the same as a source.
 //! - [`packed`]: whose quantization a checkpoint's folder has; [`gptq_folder`] and [`awq_folder`]: theirs as sources.
-//! - [`folder`]: what folders have in common as an output; [`joined`]: as a source.
+//! - [`gptq`], [`awq`]: other folders of theirs; [`linears`]: what the three have in common as an output.
+//! - [`folder`]: what all folders have in common as an output; [`joined`]: as a source.
 //! - [`renamed`]: a converted model under its checkpoint's names again.
 //! - [`summary`]: what a model on disk holds.
 //! - [`order`]: the order of tensors in a GGUF file.
@@ -25,6 +26,7 @@
 //! Every size and offset that comes from a file is hostile until checked.
 
 pub mod arrangement;
+pub mod awq;
 pub mod awq_folder;
 pub mod checkpoint;
 pub mod compressed_folder;
@@ -37,12 +39,14 @@ pub mod error;
 pub mod families;
 pub mod folder;
 pub mod gguf;
+pub mod gptq;
 pub mod gptq_folder;
 mod group_index;
 mod index;
 pub mod joined;
 mod keys;
 pub mod layout;
+pub mod linears;
 pub mod metadata;
 pub mod mlx;
 pub mod mlx_folder;

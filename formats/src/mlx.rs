@@ -74,7 +74,7 @@ fn tensor_planes(tensor: &Tensor<'_>, index: usize) -> Result<Vec<Stored>> {
     let refused = || Error::NotInContainer {
         tensor: name.to_owned(),
         format: format.name,
-        container: if module { "MLX" } else { "MLX, outside of a module that can be quantized," },
+        container: if module { "MLX" } else { "MLX, outside of a module that can be quantized," }.to_owned(),
     };
     let bad_shape =
         || Error::BadShape { path: INDEX_NAME.into(), tensor: name.to_owned(), shape: shape.to_vec() };

@@ -28,6 +28,11 @@ pub fn scales_of(format: &Format) -> Option<&'static Format> {
     tables().into_iter().find(|(_, rows)| rows.contains(format)).map(|(float, _)| float)
 }
 
+/// The same format with scales of a float format; any other format is itself.
+pub fn with_scales(format: &'static Format, scales: &Format) -> &'static Format {
+    scales_of(format).and_then(|_| w4a16_asym(format.block as u64, scales)).unwrap_or(format)
+}
+
 fn tables() -> [(&'static Format, &'static [Format; 3]); 3] {
     [(&float::BF16, &BF16), (&float::F16, &F16), (&float::F32, &F32)]
 }
@@ -349,6 +354,8 @@ mod tests {
     fn formats_are_found() {
         let format = w4a16_asym(128, &float::F16).expect("a format");
         assert_eq!((format.name, scales_of(format)), ("w4a16-asym-g128-f16", Some(&float::F16)));
+        assert_eq!(with_scales(format, &float::BF16).name, "w4a16-asym-g128");
+        assert_eq!(with_scales(&float::F16, &float::BF16), &float::F16);
         assert_eq!(w4a16_asym(16, &float::F16), None);
     }
 }

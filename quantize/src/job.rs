@@ -47,9 +47,9 @@ impl Job {
         self.outputs.iter().map(OutputTensor::elements).sum()
     }
 
-    /// Bytes of an output tensor in all its planes.
+    /// Bytes of an output tensor in the files.
     pub fn tensor_bytes(&self, index: usize) -> u64 {
-        self.layout.planes[index].iter().map(|plane| plane.len).sum()
+        self.layout.tensor_bytes(index)
     }
 
     /// Bytes of all output tensors.

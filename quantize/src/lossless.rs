@@ -42,6 +42,8 @@ pub(crate) struct Offer<'a> {
     pub formats: &'a [&'static Format],
     /// Whether its consumers want one format for all.
     pub one_for_all: bool,
+    /// What the number of a tensor's rows must be a multiple of.
+    pub rows: u64,
 }
 
 /// The format of each tensor; `plain` gives that of one whose source isn't quantized.
@@ -160,7 +162,9 @@ impl Offer<'_> {
     /// The formats that may hold all of some tensors, the smallest first, and of those the ones whose consumers round as the source's.
     fn candidates(&self, group: &[Moving<'_>]) -> Vec<&'static Format> {
         let fits = |format: &&&'static Format| {
-            format.encode.is_some() && format.block > 1 && group.iter().all(|one| one.may_become(format))
+            let becomes =
+                |one: &Moving<'_>| one.output.rows().is_multiple_of(self.rows) && one.may_become(format);
+            format.encode.is_some() && format.block > 1 && group.iter().all(becomes)
         };
         let mut candidates: Vec<&'static Format> = self.formats.iter().filter(fits).copied().collect();
         let rank = |format: &&'static Format| {

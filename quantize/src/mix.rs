@@ -157,8 +157,20 @@ pub struct Fallback {
     pub wanted: &'static Format,
     /// The type it gets.
     pub got: &'static Format,
-    /// Length of its rows, which `wanted`'s block doesn't divide.
+    /// Length of its rows, which `wanted`'s block doesn't divide unless `rows` is the reason.
     pub columns: u64,
+    /// Their number and what it is no multiple of, if that is the reason.
+    pub rows: Option<(u64, u64)>,
+}
+
+impl Fallback {
+    /// Why it is not what was wanted.
+    pub fn reason(&self) -> String {
+        match self.rows {
+            Some((rows, multiple)) => format!("its {rows} rows are no multiple of {multiple}"),
+            None => format!("its rows of {} are no multiple of {}", self.columns, self.wanted.block),
+        }
+    }
 }
 
 /// The type of each tensor, and which of them fell back.
@@ -342,7 +354,8 @@ fn fit(tensor: &OutputTensor, wanted: &'static str) -> Result<(&'static Format, 
     while !got.holds_row(tensor.columns()) {
         got = find(weaker(got.name))?;
     }
-    let fallback = Fallback { tensor: tensor.name.clone(), wanted, got, columns: tensor.columns() };
+    let fallback =
+        Fallback { tensor: tensor.name.clone(), wanted, got, columns: tensor.columns(), rows: None };
     Ok((got, (got != wanted).then_some(fallback)))
 }
 
@@ -401,6 +414,7 @@ pub fn mlx_formats(
                 wanted,
                 got: full,
                 columns: tensor.columns(),
+                rows: None,
             });
         }
         choices.formats.push(if holds { wanted } else { full });

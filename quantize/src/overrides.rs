@@ -1,6 +1,6 @@
 //! `--tensor REGEX=TYPE`: the user's word on single tensors.
 
-use formats::OutputTensor;
+use formats::{OutputTensor, linears::Packing};
 use kernels::{Format, table};
 use regex::Regex;
 
@@ -48,12 +48,12 @@ impl Overrides {
         Overrides::parse(texts, table::MLX)
     }
 
-    /// For compressed-tensors: `TYPE` is one of its schemes (`w4a16-g128`) or a float type.
+    /// For a container that keeps the checkpoint's own names: `TYPE` is one of its schemes (`w4a16-g128`) or a float type.
     ///
     /// # Errors
     /// As [`gguf`](Self::gguf).
-    pub fn compressed_tensors(texts: &[String]) -> Result<Overrides> {
-        Overrides::parse(texts, table::COMPRESSED_TENSORS)
+    pub fn packed(texts: &[String], packing: &Packing) -> Result<Overrides> {
+        Overrides::parse(texts, &packing.named())
     }
 
     /// The type of a tensor that an override is for.

@@ -5,11 +5,13 @@ mod folders;
 use std::path::{Path, PathBuf};
 
 use formats::{
-    Content, Dtype, Layout, ModelConfig, OutputTensor, Source, TensorSource,
+    Content, Dtype, Layout, ModelConfig, OutputTensor, Source, TensorSource, awq,
     checkpoint::{Checkpoint, Weights},
     compressed_tensors,
     families::{self, Target},
     gguf::{self, Gguf, Metadata},
+    gptq,
+    linears::{self, Packing},
     metadata::{self, Provenance},
     mlx,
     renamed::Renamed,
@@ -33,15 +35,20 @@ use crate::{
 
 /// The container to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Container {
     /// A GGUF file, or its shards.
     Gguf,
     /// An MLX folder.
     Mlx,
     /// A folder of compressed-tensors.
-    #[serde(rename = "compressed-tensors")]
     CompressedTensors,
+    /// A folder of GPTQ's first version.
+    Gptq,
+    /// A folder of GPTQ's second version.
+    GptqV2,
+    /// A folder of AWQ.
+    Awq,
 }
 
 impl Container {
@@ -51,7 +58,35 @@ impl Container {
             Container::Gguf => "gguf",
             Container::Mlx => "mlx",
             Container::CompressedTensors => "compressed-tensors",
+            Container::Gptq => "gptq",
+            Container::GptqV2 => "gptq-v2",
+            Container::Awq => "awq",
         }
+    }
+
+    /// What people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Container::Gguf => "GGUF",
+            Container::Mlx => "MLX",
+            _ => self.packing().map_or("", |packing| packing.name),
+        }
+    }
+
+    /// How quantized linears are stored, if the container keeps the checkpoint's own names.
+    pub fn packing(self) -> Option<&'static Packing> {
+        match self {
+            Container::Gguf | Container::Mlx => None,
+            Container::CompressedTensors => Some(&compressed_tensors::PACKING),
+            Container::Gptq => Some(&gptq::V1),
+            Container::GptqV2 => Some(&gptq::V2),
+            Container::Awq => Some(&awq::PACKING),
+        }
+    }
+
+    /// Whether it is a folder of its own.
+    pub fn is_folder(self) -> bool {
+        self != Container::Gguf
     }
 }
 
@@ -107,14 +142,12 @@ impl Options {
     fn alignment(&self) -> Result<Option<u32>> {
         let wrong = |detail: String| Err(Error::Choice { choice: Choice::Align, detail });
         match (self.container, self.align) {
-            (Container::Mlx | Container::CompressedTensors, Some(_)) => wrong(
+            (container, Some(_)) if container.is_folder() => wrong(
                 "a folder of safetensors leaves no choice: its tensors start at multiples of 64 bytes".into(),
             ),
-            (Container::Mlx | Container::CompressedTensors, None) => Ok(None),
-            (Container::Gguf, Some(align)) if !align.is_power_of_two() => {
-                wrong(format!("{align} is no power of two"))
-            }
-            (Container::Gguf, align) => Ok(Some(align.unwrap_or(GGUF_ALIGN))),
+            (container, None) if container.is_folder() => Ok(None),
+            (_, Some(align)) if !align.is_power_of_two() => wrong(format!("{align} is no power of two")),
+            (_, align) => Ok(Some(align.unwrap_or(GGUF_ALIGN))),
         }
     }
 
@@ -178,15 +211,16 @@ impl Job {
             (container, Weights::Safetensors(weights)) => {
                 Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
-            (Container::CompressedTensors, Weights::Mlx(_)) => Err(Error::Usage(format!(
-                "{source}: compressed-tensors keeps a checkpoint's own names, and an MLX folder has others. Give the checkpoint \
-                 that it was made from, or name that with `halfbyte convert --like`"
+            (container, Weights::Mlx(_)) if container.packing().is_some() => Err(Error::Usage(format!(
+                "{source}: {} keeps a checkpoint's own names, and an MLX folder has others. Give the checkpoint that it was made \
+                 from",
+                container.name()
             ))),
             (container, Weights::Mlx(weights) | Weights::Packed(weights)) => {
                 Model::new(folder, Box::new(weights))?.to(container, &side_files, out, options)
             }
             (Container::Gguf, Weights::Gguf(weights)) => gguf_to_gguf(weights, out, options),
-            (Container::Mlx | Container::CompressedTensors, Weights::Gguf(_)) => Err(Error::Usage(format!(
+            (_, Weights::Gguf(_)) => Err(Error::Usage(format!(
                 "{source}: a folder for {} is made from a checkpoint's folder, not from a GGUF file, whose configuration and \
                  tokenizer are in another form. Give the checkpoint that the GGUF was made from, or name that with \
                  `halfbyte convert --like`",
@@ -230,10 +264,10 @@ impl Model {
     }
 
     fn to(self, container: Container, side_files: &[PathBuf], out: &Path, options: &Options) -> Result<Job> {
-        match container {
-            Container::Gguf => checkpoint_to_gguf(self, out, options),
-            Container::Mlx => folders::checkpoint_to_mlx(self, side_files, out, options),
-            Container::CompressedTensors => folders::checkpoint_to_compressed(self, side_files, out, options),
+        match container.packing() {
+            Some(packing) => folders::checkpoint_to_linears(self, packing, side_files, out, options),
+            None if container.is_folder() => folders::checkpoint_to_mlx(self, side_files, out, options),
+            None => checkpoint_to_gguf(self, out, options),
         }
     }
 }
@@ -279,7 +313,7 @@ fn gguf_choices(
 ) -> Result<(Choices, u32)> {
     let overrides = Overrides::gguf(&options.overrides)?;
     if options.is_lossless()? {
-        let offer = Offer { container: "gguf", formats: table::GGUF, one_for_all: false };
+        let offer = Offer { container: "gguf", formats: table::GGUF, one_for_all: false, rows: 1 };
         let plain = |tensor: &OutputTensor| {
             if tensor.quantizable { own_float(tensor, source) } else { Ok(&float::F32) }
         };
@@ -431,14 +465,17 @@ fn recipe(
         .map(|(output, format)| {
             // The layout refuses what has no size.
             let plane = |plane| format.plane_bytes(plane, output.elements()).unwrap_or(0);
-            let bytes = (0..format.planes.len()).map(plane).sum();
+            let bytes = match options.container.packing() {
+                Some(packing) => packing.tensor_bytes(&folders::tensor(output, format)).unwrap_or(0),
+                None => (0..format.planes.len()).map(plane).sum(),
+            };
             TensorChoice { name: output.name.clone(), format: format.name.to_owned(), bytes }
         })
         .collect();
     let shard_size = match options.container {
         Container::Gguf => GGUF_SHARD,
         Container::Mlx => mlx::SHARD_SIZE,
-        Container::CompressedTensors => compressed_tensors::SHARD_SIZE,
+        _ => linears::SHARD_SIZE,
     };
     Ok(Recipe {
         tool: TOOL.to_owned(),

@@ -106,7 +106,11 @@ impl Recipe {
     pub fn to_toml(&self) -> String {
         let mut text = Text(HEAD.to_owned());
         text.value("What wrote this: another version may round otherwise.", "tool", quoted(&self.tool));
-        text.value("Container: gguf, mlx or compressed-tensors.", "container", quoted(self.container.name()));
+        text.value(
+            "Container: gguf, mlx, compressed-tensors, gptq, gptq-v2 or awq.",
+            "container",
+            quoted(self.container.name()),
+        );
         let about = "A mix or a type, for every tensor that no rule names (`halfbyte formats` lists them).";
         text.value(about, "format", quoted(&self.format));
         let about = "REGEX=TYPE: the first that is found in a tensor's name decides.";

@@ -1,23 +1,24 @@
-//! Schemes of compressed-tensors: which weight gets which.
+//! Schemes of the containers that keep the checkpoint's own names: which weight gets which.
 
 use std::collections::HashMap;
 
 use formats::output::{Class, OutputTensor};
-use formats::{Content, Dtype, TensorSource, config::FloatType};
-use kernels::w4a16::{scales_of, with_scales};
-use kernels::{Format, float, table};
+use formats::{Content, Dtype, TensorSource, config::FloatType, linears::Packing};
+use kernels::{Format, float};
 
 use crate::error::{Error, Result};
 use crate::mix::{Choices, Fallback, format_error, full_precision};
 use crate::overrides::{Overrides, writable};
 
 /// The format of each tensor: `spec` (`w4a16-g128`, …) for the linears of attention and MLPs, its own type for what isn't quantized
-/// (BF16 if that is FP8). Scales are in the model's type, unless the scheme's name says another.
+/// (BF16 if that is FP8). Scales are in the packing's type; where it leaves the choice in the model's, unless the scheme's name says
+/// another.
 ///
 /// # Errors
 /// If `spec` is unknown, an override finds no tensor, linears that consumers fuse would have different schemes, or a tensor holds no
 /// weights.
-pub fn compressed_formats(
+pub fn linear_formats(
+    packing: &Packing,
     spec: &str,
     tensors: &[OutputTensor],
     source: &dyn TensorSource,
@@ -25,22 +26,27 @@ pub fn compressed_formats(
     overrides: &Overrides,
 ) -> Result<Choices> {
     overrides.check_used(tensors)?;
-    let schemes: Vec<_> = table::COMPRESSED_TENSORS.iter().copied().filter(|f| f.block > 1).collect();
+    let schemes: Vec<_> = packing.named().into_iter().filter(|f| f.block > 1).collect();
     let format = writable(&schemes, spec).map_err(format_error)?;
     let full = full_precision(dtype);
-    let scaled =
-        |format| if scales_of(format) == Some(&float::BF16) { with_scales(format, full) } else { format };
     let mut choices = Choices::default();
     for tensor in tensors {
         let own = own_float(tensor, source)?;
         let mut got = own;
         if tensor.quantizable {
-            let wanted = scaled(overrides.of(tensor).unwrap_or(format));
-            if wanted.holds_row(tensor.columns()) {
+            let wanted = packing.scaled(overrides.of(tensor).unwrap_or(format), full);
+            let rows = tensor.elements() / tensor.columns().max(1);
+            let holds_rows = wanted.block == 1 || rows.is_multiple_of(packing.rows);
+            if wanted.holds_row(tensor.columns()) && holds_rows {
                 got = wanted;
             } else {
-                let columns = tensor.columns();
-                choices.fallbacks.push(Fallback { tensor: tensor.name.clone(), wanted, got, columns });
+                choices.fallbacks.push(Fallback {
+                    tensor: tensor.name.clone(),
+                    wanted,
+                    got,
+                    columns: tensor.columns(),
+                    rows: (!holds_rows).then_some((rows, packing.rows)),
+                });
             }
         }
         choices.formats.push(got);

@@ -1,8 +1,6 @@
 //! Cutting an output tensor into segments, runs of whole parts: what is read in one go, and noted in the journal by itself. A
 //! stack of experts is written in the order in which the source has them, not in its own.
 
-use std::ops::Range;
-
 use formats::{Content, OutputTensor, Part, TensorSource, layout::Placement, output::Map, scales::Scales};
 use kernels::Format;
 
@@ -37,9 +35,13 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Where its bytes lie in each plane, of a tensor in `format` whose planes lie at `planes`.
+    /// Where its bytes lie in each plane, of a tensor in `format` whose planes lie at `planes`, row by row.
     pub fn placements(&self, format: &Format, planes: &[Placement]) -> Vec<Placement> {
-        placements(format, planes, self.first_weight..self.first_weight + self.weights)
+        let place = |(at, &bytes): (&Placement, &usize)| {
+            let span = |weights: u64| weights / format.block as u64 * bytes as u64;
+            Placement { file: at.file, offset: at.offset + span(self.first_weight), len: span(self.weights) }
+        };
+        planes.iter().zip(format.planes).map(place).collect()
     }
 
     /// Where its first byte lies in the source: file, and offset of the tensor in it. `None` if it is computed.
@@ -61,19 +63,6 @@ impl Segment {
         files.dedup();
         files
     }
-}
-
-/// Where the bytes of some weights, whole blocks, lie in each plane.
-pub(crate) fn placements(format: &Format, planes: &[Placement], weights: Range<u64>) -> Vec<Placement> {
-    let place = |(at, &bytes): (&Placement, &usize)| {
-        let span = |weights: u64| weights / format.block as u64 * bytes as u64;
-        Placement {
-            file: at.file,
-            offset: at.offset + span(weights.start),
-            len: span(weights.end - weights.start),
-        }
-    };
-    planes.iter().zip(format.planes).map(place).collect()
 }
 
 /// The segments of output tensor `index`, in order.
@@ -170,6 +159,8 @@ fn check(source: &dyn TensorSource, output: &OutputTensor, part: &Part) -> Resul
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     use formats::{Dtype, Result as FormatsResult, TensorId, TensorMeta, output::Class, tensor::SourceFile};

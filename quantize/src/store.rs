@@ -254,7 +254,7 @@ mod tests {
                 OutputFile { name: "a".into(), header: b"head".to_vec(), len: 10 },
                 OutputFile { name: "b".into(), header: b"side".to_vec(), len: 4 },
             ],
-            planes: vec![],
+            ..Layout::default()
         }
     }
 

@@ -112,7 +112,7 @@ mod tests {
         let plane = |file| Placement { file, offset: 0, len: 1 };
         let mut planes: Vec<Vec<Placement>> = (0..4).map(|file| vec![plane(file)]).collect();
         planes.push(vec![plane(0), plane(1)]);
-        Layout { files: (0..4).map(file).collect(), planes }
+        Layout { files: (0..4).map(file).collect(), planes, ..Layout::default() }
     }
 
     fn work(tensors: &[usize]) -> Work {

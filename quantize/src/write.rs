@@ -18,7 +18,7 @@ use crate::{
     pass::{Encoded, Pass, join},
     progress::{Amount, Progress},
     recipe::hex,
-    segment::{Segment, placements},
+    segment::Segment,
     stop::Stop,
     store::Store,
     tile::Tile,
@@ -48,16 +48,19 @@ pub(crate) struct Written {
     pub write: f64,
 }
 
+/// The hashes of planes so far; none of those whose rows lie apart, which are hashed as they lie in the file.
+type Hashes = Vec<Option<Sha256>>;
+
 /// The segment under way.
 #[derive(Default)]
 struct Open {
-    hashes: Vec<Sha256>,
+    hashes: Hashes,
     stats: Stats,
 }
 
 /// A tensor of several segments that came in order so far.
 struct Whole {
-    hashes: Vec<Sha256>,
+    hashes: Hashes,
     /// The weight that is next.
     next: u64,
 }
@@ -85,7 +88,9 @@ impl Writer<'_> {
                         return Ok(sum);
                     }
                 }
-                open = Open { hashes: vec![Sha256::new(); planes_at.len()], stats: Stats::default() };
+                let lies_apart = |plane| self.pass.layout.arranged.contains_key(&(tile.tensor, plane));
+                let hash = |plane| (!lies_apart(plane)).then(Sha256::new);
+                open = Open { hashes: (0..planes_at.len()).map(hash).collect(), stats: Stats::default() };
                 if tile.first_weight == 0 && self.work.is_cut(tile.tensor) {
                     wholes.insert(tile.tensor, Whole { hashes: open.hashes.clone(), next: 0 });
                 }
@@ -122,17 +127,16 @@ impl Writer<'_> {
         &self,
         tile: &Tile,
         planes: &[Vec<u8>],
-        hashes: &mut [Sha256],
+        hashes: &mut [Option<Sha256>],
         whole: Option<&mut Whole>,
         sum: &mut Written,
     ) -> Result<()> {
         let put = || -> Result<f64> {
             let start = Instant::now();
-            let weights = tile.first_weight..tile.first_weight + tile.weights;
-            let planes_at = &self.pass.layout.planes[tile.tensor];
-            let at = placements(self.pass.formats[tile.tensor], planes_at, weights);
-            for (at, bytes) in at.iter().zip(planes) {
-                self.store.write(at.file, at.offset, bytes)?;
+            let format = self.pass.formats[tile.tensor];
+            let first_block = tile.first_weight / format.block as u64;
+            for (plane, (bytes, &of_block)) in planes.iter().zip(format.planes).enumerate() {
+                self.store.write_rows(tile.tensor, plane, first_block * of_block as u64, bytes)?;
             }
             Ok(start.elapsed().as_secs_f64())
         };
@@ -140,7 +144,7 @@ impl Writer<'_> {
             whole.next += tile.weights;
             &mut whole.hashes[..]
         });
-        let mut all: Vec<&mut [Sha256]> = whole.into_iter().chain([hashes]).collect();
+        let mut all: Vec<&mut [Option<Sha256>]> = whole.into_iter().chain([hashes]).collect();
         let (hashing, writing) =
             if planes.iter().map(|bytes| bytes.len() as u64).sum::<u64>() < WORTH_A_THREAD {
                 (all.iter_mut().map(|hashes| update(hashes, planes)).sum(), put()?)
@@ -165,23 +169,34 @@ impl Writer<'_> {
         let (output, format) = (&outputs[segment.tensor], formats[segment.tensor]);
         let Open { hashes, stats } = open;
         stats.check(output, format, self.pass.allow_nonfinite)?;
-        let at = segment.placements(format, &layout.planes[segment.tensor]);
-        let entry = entry(output, layout, &at, hexed(hashes), &stats);
-        Ok(Finished { step, entry, stats, whole: whole.map(|whole| hexed(whole.hashes)) })
+        let planes = &layout.planes[segment.tensor];
+        let at = if self.work.is_cut(segment.tensor) {
+            segment.placements(format, planes)
+        } else {
+            planes.clone()
+        };
+        let entry = entry(output, layout, &at, self.hexed(hashes, &at)?, &stats);
+        let whole = whole.map(|whole| self.hexed(whole.hashes, planes)).transpose()?;
+        Ok(Finished { step, entry, stats, whole })
+    }
+
+    /// The hashes of what lies at `at`.
+    fn hexed(&self, hashes: Hashes, at: &[Placement]) -> Result<Vec<String>> {
+        let hash = |(hash, at): (Option<Sha256>, &Placement)| match hash {
+            Some(sha) => Ok(hex(&sha.finalize())),
+            None => self.store.hash(*at),
+        };
+        hashes.into_iter().zip(at).map(hash).collect()
     }
 }
 
 /// Hashes bytes of each plane, and tells the seconds.
-fn update(hashes: &mut [Sha256], planes: &[Vec<u8>]) -> f64 {
+fn update(hashes: &mut [Option<Sha256>], planes: &[Vec<u8>]) -> f64 {
     let start = Instant::now();
     for (hash, bytes) in hashes.iter_mut().zip(planes) {
-        hash.update(bytes);
+        hash.iter_mut().for_each(|hash| hash.update(bytes));
     }
     start.elapsed().as_secs_f64()
-}
-
-fn hexed(hashes: Vec<Sha256>) -> Vec<String> {
-    hashes.into_iter().map(|sha| hex(&sha.finalize())).collect()
 }
 
 /// The journal's entry for a tensor, or a segment of it, whose planes lie at `placements` and have these hashes.

@@ -145,7 +145,7 @@ fn job(dir: &Path, source: Source, format_name: &str) -> Job {
             (OutputFile { name: format!("part{file}"), header: header.clone(), len }, planes)
         })
         .collect::<(Vec<_>, Vec<_>)>();
-    let layout = Layout { files, planes: planes.into_iter().flatten().collect() };
+    let layout = Layout { files, planes: planes.into_iter().flatten().collect(), ..Layout::default() };
     let scales = Scales::find(&source, [128, 128]).expect("scales");
     Job {
         facts: ModelFacts::default(),

@@ -61,7 +61,7 @@ pub fn card(subject: &Subject<'_>) -> formats::Result<String> {
     let library = match subject.wish.container {
         Container::Gguf => "gguf",
         Container::Mlx => "mlx",
-        Container::CompressedTensors => "transformers",
+        _ => "transformers",
     };
     let mut card = front_matter(subject.source, &own, library, subject.beside);
     // Writing to a string can't fail.
@@ -71,11 +71,7 @@ pub fn card(subject: &Subject<'_>) -> formats::Result<String> {
 
 fn write(card: &mut String, subject: &Subject<'_>) -> std::fmt::Result {
     let Subject { source, wish, fit, .. } = *subject;
-    let container = match wish.container {
-        Container::Gguf => "GGUF",
-        Container::Mlx => "MLX",
-        Container::CompressedTensors => "compressed-tensors",
-    };
+    let container = wish.container.title();
     let name = one_line(&source.name());
     let machine = wish.target.as_ref().map_or(String::new(), |target| format!(" for {}", target.name));
     writeln!(card, "# {}{machine}\n", name.replace(['<', '[', '|'], " "))?;
@@ -138,7 +134,7 @@ fn run(card: &mut String, wish: &Wish, fit: &Fit) -> std::fmt::Result {
     let model = first_file(fit);
     let here = match wish.container {
         Container::Gguf => Path::new(model.file_name().unwrap_or_default()),
-        Container::Mlx | Container::CompressedTensors => Path::new("."),
+        _ => Path::new("."),
     };
     writeln!(card, "\n## Run\n\n```\n{}\n```\n", command(here, wish, fit))?;
     for share in &fit.shares {

@@ -68,7 +68,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
     let name = source.name();
     let model = match wish.container {
         Container::Gguf => args.out.join(format!("{name}.gguf")),
-        Container::Mlx | Container::CompressedTensors => args.out.clone(),
+        _ => args.out.clone(),
     };
     let cancel = interruptible()?;
 

@@ -77,6 +77,17 @@ fn a_folder_of_compressed_tensors_survives_twenty_kills() {
 }
 
 #[test]
+fn a_gptq_folder_survives_twenty_kills() {
+    survives_being_killed("tiny-llama", "gptq", "w4a16-g128", &["--shard-size", "1MB"], "llama-gptq");
+}
+
+#[test]
+fn a_calibrated_awq_folder_survives_twenty_kills() {
+    let calibration = ["--calibrate", "default", "--calibration-chunks", "2"];
+    survives_being_killed("tiny-llama", "awq", "w4a16-asym-g128", &calibration, "llama-awq");
+}
+
+#[test]
 fn a_calibrated_file_survives_twenty_kills() {
     let dir = tempfile::tempdir().expect("dir");
     let text = dir.path().join("calibration.txt");

@@ -11,6 +11,7 @@ mod fit;
 mod gpu;
 mod hub;
 mod imatrix;
+mod linears;
 mod publish;
 mod quantize;
 mod recipe;

@@ -14,6 +14,9 @@ fn the_same_bytes_from_any_number_of_threads_and_any_instruction_set() {
         ("tiny-llama", "mlx", "4bit-g64"),
         ("tiny-deepseek", "mlx", "nvfp4"),
         ("tiny-deepseek", "compressed-tensors", "w4a16-g64"),
+        ("tiny-llama", "compressed-tensors", "w4a16-asym-g32"),
+        ("tiny-llama", "gptq", "w4a16-g64"),
+        ("tiny-llama", "awq", "w4a16-asym-g64"),
     ] {
         let variants = [("scalar", "2"), ("avx2", "1"), ("avx512", "2"), ("neon", "2"), ("", "5")];
         let mut expected = None;

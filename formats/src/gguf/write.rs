@@ -69,7 +69,7 @@ pub fn layout(metadata: &Metadata, tensors: &[Tensor<'_>], options: &Options<'_>
         .collect();
     let shards = shards(&pieces, options.shard_size, options.shard_after);
     let count = u16::try_from(shards.len()).map_err(|_| Error::TooManyShards { shards: shards.len() })?;
-    let mut layout = Layout { files: Vec::new(), planes: Vec::with_capacity(tensors.len()) };
+    let mut layout = Layout::default();
     for (no, range) in (0u16..).zip(shards) {
         let mut keys = Metadata::new();
         if no == 0 {
@@ -116,7 +116,7 @@ fn checked_len(tensor: &Tensor<'_>, file: &str, alignment: u64) -> Result<u64> {
         return Err(Error::NotInContainer {
             tensor: name.to_owned(),
             format: format.name,
-            container: "GGUF",
+            container: "GGUF".to_owned(),
         });
     }
     if shape.len() > 4 {

@@ -25,13 +25,13 @@ fn tensor<'a>(name: &'a str, format: &'static Format) -> Tensor<'a> {
 }
 
 fn layout(tensors: &[Tensor<'_>], shard_size: u64) -> Result<halfbyte_formats::Layout, Error> {
-    compressed_tensors::layout(tensors, &Options { shard_size, shard_after: &[], metadata: &[] })
+    compressed_tensors::PACKING.layout(tensors, &Options { shard_size, shard_after: &[], metadata: &[] })
 }
 
 /// The quantization that config.json states.
 fn stated(tensors: &[Tensor<'_>]) -> Value {
     let source = r#"{"quantization_config": {"quant_method": "fp8"}, "model_type": "llama"}"#;
-    let text = compressed_tensors::config(Path::new("config.json"), source, tensors).unwrap();
+    let text = compressed_tensors::PACKING.config(Path::new("config.json"), source, tensors).unwrap();
     let mut config: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(config["model_type"], "llama");
     config["quantization_config"].take()

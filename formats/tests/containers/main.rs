@@ -8,6 +8,7 @@ mod compressed_floats;
 mod gguf_read;
 mod gguf_write;
 mod gptq;
+mod linears;
 mod mlx;
 mod mlx_folder;
 mod packed;

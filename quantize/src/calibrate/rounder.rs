@@ -315,16 +315,16 @@ impl Side<'_> {
             })
     }
 
-    /// Offsets and lengths of some rows' bytes in each plane.
-    fn ranges(&self, output: usize, rows: &Range<u64>) -> Vec<(usize, u64, usize)> {
+    /// Offsets and lengths of some rows' bytes within each plane.
+    fn ranges(&self, output: usize, rows: &Range<u64>) -> impl Iterator<Item = (usize, u64, usize)> {
         let job = self.session.job;
         let (format, columns) = (job.formats[output], job.outputs[output].columns());
         let blocks = columns / format.block as u64;
-        let ranges = job.layout.planes[output].iter().zip(format.planes).map(|(at, &bytes)| {
+        let rows = rows.clone();
+        format.planes.iter().enumerate().map(move |(plane, &bytes)| {
             let per_row = blocks * bytes as u64;
-            (at.file, at.offset + rows.start * per_row, ((rows.end - rows.start) * per_row) as usize)
-        });
-        ranges.collect()
+            (plane, rows.start * per_row, ((rows.end - rows.start) * per_row) as usize)
+        })
     }
 
     /// Rounds and writes rows of an output tensor.
@@ -345,8 +345,8 @@ impl Side<'_> {
     }
 
     fn put(&self, output: usize, rows: Range<u64>, planes: &[Vec<u8>]) -> Result<()> {
-        for ((file, offset, _), bytes) in self.ranges(output, &rows).into_iter().zip(planes) {
-            self.session.store.write(file, offset, bytes)?;
+        for ((plane, offset, _), bytes) in self.ranges(output, &rows).zip(planes) {
+            self.session.store.write_rows(output, plane, offset, bytes)?;
         }
         Ok(())
     }
@@ -354,9 +354,9 @@ impl Side<'_> {
     /// Rows as they were written.
     fn get(&self, output: usize, rows: Range<u64>, format: &'static Format) -> Result<Vec<f32>> {
         let mut planes = Vec::new();
-        for (file, offset, len) in self.ranges(output, &rows) {
+        for (plane, offset, len) in self.ranges(output, &rows) {
             let mut bytes = vec![0; len];
-            self.session.store.read(file, offset, &mut bytes)?;
+            self.session.store.read_rows(output, plane, offset, &mut bytes)?;
             planes.push(bytes);
         }
         let columns = self.session.job.outputs[output].columns();

@@ -152,7 +152,7 @@ pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
     let format = match wish.container {
         Container::Gguf => "q8_0",
         Container::Mlx => "8bit-g64",
-        Container::CompressedTensors => "w4a16-g128",
+        _ => "w4a16-g128",
     };
     let base = Options {
         align: (wish.container == Container::Gguf).then_some(align),
@@ -237,14 +237,16 @@ fn align(wish: &Wish) -> u32 {
 fn candidates(wish: &Wish) -> Result<Vec<&'static Format>> {
     let known = match (&wish.target, wish.container) {
         // Linears that are fused must have one scheme, which allocation doesn't know.
-        (_, Container::CompressedTensors) => {
-            let problem = "types are not chosen for compressed-tensors yet: plan and shrink make gguf and mlx; \
-                           `quantize --to compressed-tensors --format w4a16-g128` takes one scheme for all";
-            return Err(Error::Usage(problem.to_owned()));
+        (_, container) if container.packing().is_some() => {
+            let name = container.name();
+            return Err(Error::Usage(format!(
+                "types are not chosen for {name} yet: plan and shrink make gguf and mlx; `quantize --to {name}` takes one scheme \
+                 for all"
+            )));
         }
         (Some(target), container) => target.formats(container),
         (None, Container::Gguf) => table::GGUF.to_vec(),
-        (None, Container::Mlx) => table::MLX.to_vec(),
+        (None, _) => table::MLX.to_vec(),
     };
     // F32 is twice of what any source of such models has.
     let candidates: Vec<_> =
@@ -253,7 +255,7 @@ fn candidates(wish: &Wish) -> Result<Vec<&'static Format>> {
         let target = wish.target.as_ref().map_or("", |target| &target.name);
         let (container, other) = match wish.container {
             Container::Gguf => ("GGUF", "mlx"),
-            Container::Mlx | Container::CompressedTensors => ("MLX", "gguf"),
+            container => (container.title(), "gguf"),
         };
         let problem = format!("no engine of {target} loads {container}; try --to {other}");
         return Err(Error::Usage(problem));

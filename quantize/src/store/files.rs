@@ -18,6 +18,9 @@ use crate::{
     stop::Stop,
 };
 
+/// Bytes that are read or made at a time.
+const PIECE: usize = 1 << 20;
+
 /// The files of an unfinished output. They may be written and read by several threads at a time.
 pub struct Store<'a> {
     layout: &'a Layout,
@@ -106,10 +109,19 @@ impl<'a> Store<'a> {
         options.read(true).write(true).create(true).truncate(false).open(path).map_err(Error::io(path))
     }
 
-    /// Allocates a file in full and writes its header.
+    /// Allocates a file in full and writes what is known of it: its header, and what belongs to tensors beside their planes.
     fn fill(&self, file: usize) -> Result<()> {
         self.allocate(file)?;
-        self.write(file, 0, &self.layout.files[file].header)
+        self.write(file, 0, &self.layout.files[file].header)?;
+        let mut buffer = vec![0; PIECE];
+        for known in self.layout.known.values().flatten().filter(|known| known.at.file == file) {
+            for start in (0..known.at.len).step_by(PIECE) {
+                let piece = &mut buffer[..(known.at.len - start).min(PIECE as u64) as usize];
+                known.fill.write(start, piece);
+                self.write(file, known.at.offset + start, piece)?;
+            }
+        }
+        Ok(())
     }
 
     fn count(&self, file: usize) {
@@ -296,6 +308,35 @@ impl<'a> Store<'a> {
         opened(&slot, path)?.read_exact_at(bytes, offset).map_err(Error::io(path))
     }
 
+    /// Writes whole rows of a tensor's plane, from byte `offset` of the plane on.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn write_rows(&self, tensor: usize, plane: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Placement { file, offset: start, .. } = self.layout.planes[tensor][plane];
+        match self.layout.arranged.get(&(tensor, plane)) {
+            None => self.write(file, start + offset, bytes),
+            // Nothing can be read of a file that was taken away, nor need be.
+            Some(_) if self.is_gone(file) => Ok(()),
+            Some(arrangement) => {
+                let read = |at, out: &mut [u8]| self.read(file, start + at, out);
+                arrangement.write(offset, bytes, read, |at, bytes| self.write(file, start + at, bytes))
+            }
+        }
+    }
+
+    /// Reads bytes of a tensor's plane, from byte `offset` of the plane on.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn read_rows(&self, tensor: usize, plane: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let Placement { file, offset: start, .. } = self.layout.planes[tensor][plane];
+        match self.layout.arranged.get(&(tensor, plane)) {
+            None => self.read(file, start + offset, bytes),
+            Some(arrangement) => arrangement.read(offset, bytes, |at, out| self.read(file, start + at, out)),
+        }
+    }
+
     /// Waits until the bytes of file `file` are on the disk, if it is there.
     ///
     /// # Errors
@@ -313,7 +354,7 @@ impl<'a> Store<'a> {
     /// If they can't be read.
     pub fn hash(&self, at: Placement) -> Result<String> {
         let mut sha = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
+        let mut buffer = vec![0; PIECE];
         let mut offset = 0;
         while offset < at.len {
             let n = (at.len - offset).min(buffer.len() as u64) as usize;

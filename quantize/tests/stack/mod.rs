@@ -284,7 +284,7 @@ pub fn job(dir: &Path, format: &'static Format, files: Files) -> (Job, Watch) {
         outputs,
         formats,
         weighted: None,
-        layout: Layout { files: output_files, planes },
+        layout: Layout { files: output_files, planes, ..Layout::default() },
         recipe,
         destination: Destination::Folder(dir.join("out")),
         fallbacks: vec![],
