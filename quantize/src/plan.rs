@@ -18,6 +18,7 @@ use kernels::Format;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    budget::Engine,
     calibrate::Calibration,
     error::{Choice, Error, Result},
     job::Job,
@@ -48,6 +49,15 @@ impl Container {
             Container::Gguf => "gguf",
             Container::Mlx => "mlx",
             Container::CompressedTensors => "compressed-tensors",
+        }
+    }
+
+    /// What it is planned for.
+    pub fn engine(self) -> Engine {
+        match self {
+            Container::Gguf => Engine::LlamaCpp,
+            Container::Mlx => Engine::Mlx,
+            Container::CompressedTensors => Engine::Vllm,
         }
     }
 }

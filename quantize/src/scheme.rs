@@ -65,7 +65,7 @@ fn own_float(tensor: &OutputTensor, source: &dyn TensorSource) -> Result<&'stati
 }
 
 /// What vLLM loads into one matrix, or as the experts of one layer (`packed_modules_mapping` of its models): a number for each set.
-fn fused(class: Class) -> Option<u32> {
+pub(crate) fn fused(class: Class) -> Option<u32> {
     match class {
         Class::AttnQ | Class::AttnK | Class::AttnV => Some(0),
         Class::AttnQA | Class::AttnKvA => Some(1),
