@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::mix::{Choices, Fallback, format_error, full_precision};
 use crate::overrides::{Overrides, writable};
 
-/// The format of each tensor: `spec` (`w4a16-g128`, …) for the linears of attention and MLPs, its own type for what isn't quantized
+/// The format of each tensor: `spec` (`w4a16-g128`, … or a float type) for the linears of attention and MLPs, its own type for what isn't quantized
 /// (BF16 if that is FP8). Scales are in the model's type, unless the scheme's name says another.
 ///
 /// # Errors
@@ -25,8 +25,7 @@ pub fn compressed_formats(
     overrides: &Overrides,
 ) -> Result<Choices> {
     overrides.check_used(tensors)?;
-    let schemes: Vec<_> = table::COMPRESSED_TENSORS.iter().copied().filter(|f| f.block > 1).collect();
-    let format = writable(&schemes, spec).map_err(format_error)?;
+    let format = writable(table::COMPRESSED_TENSORS, spec).map_err(format_error)?;
     let full = full_precision(dtype);
     let scaled =
         |format| if scales_of(format) == Some(&float::BF16) { with_scales(format, full) } else { format };

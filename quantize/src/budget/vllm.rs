@@ -145,7 +145,8 @@ impl Loaded {
         // What is fused is repacked as one.
         let mut linears: BTreeMap<_, u64> = BTreeMap::new();
         let (mut experts, mut orders): (BTreeMap<_, u64>, u64) = (BTreeMap::new(), 0);
-        for (index, output) in outputs.iter().enumerate().filter(|(_, output)| is_loaded(output, cache.len())) {
+        for (index, output) in outputs.iter().enumerate().filter(|(_, output)| is_loaded(output, cache.len()))
+        {
             let parts = match output.class {
                 Class::AttnK | Class::AttnV => kv_heads,
                 class if is_on_all(class) => 1,
@@ -232,7 +233,11 @@ pub fn part(layer: &LayerCache, cards: u64) -> LayerCache {
 pub fn budget(hyper: &Hyper, run: &Run, cache: &[LayerCache], loaded: &Loaded, cards: u64) -> Result<Budget> {
     let cache: Vec<LayerCache> = cache.iter().map(|layer| part(layer, cards)).collect();
     let mut all = buffers(hyper, &Model::read(hyper, run)?, run, cards)?;
-    all.push(buffer("padding", exactly(padding(&cache).into())?, "layers that groups of equal length lack".into()));
+    all.push(buffer(
+        "padding",
+        exactly(padding(&cache).into())?,
+        "layers that groups of equal length lack".into(),
+    ));
     if loaded.linears > 0 {
         let locks = LOCKS * u128::from(loaded.linears);
         let blocks = if loaded.has_experts { EXPERT_BLOCKS } else { 1 };
@@ -285,7 +290,9 @@ pub(super) fn buffers(hyper: &Hyper, model: &Model, run: &Run, cards: u64) -> Re
         buffer(
             "activations",
             range(activations, activations * HELD_TENTHS / 10)?,
-            format!("{tokens} tokens of {values} values in 16 bits in the largest step, up to 2.5 times that"),
+            format!(
+                "{tokens} tokens of {values} values in 16 bits in the largest step, up to 2.5 times that"
+            ),
         ),
         buffer(
             "logits",
@@ -318,7 +325,9 @@ pub(super) fn buffers(hyper: &Hyper, model: &Model, run: &Run, cards: u64) -> Re
 /// (`_set_cudagraph_sizes` in `vllm/config/vllm.py`).
 fn graph_sizes(sequences: u64) -> u64 {
     let most = sequences.saturating_mul(2).min(512);
-    [1, 2, 4].iter().filter(|&&size| size <= most).count() as u64 + most.min(256) / 8 + most.saturating_sub(256) / 16
+    [1, 2, 4].iter().filter(|&&size| size <= most).count() as u64
+        + most.min(256) / 8
+        + most.saturating_sub(256) / 16
 }
 
 /// Refuses codes that Marlin's kernels don't take on each of several cards, which share the inputs of some linears out among them.
@@ -328,7 +337,9 @@ fn graph_sizes(sequences: u64) -> u64 {
 pub fn check_rows(outputs: &[OutputTensor], formats: &[&'static Format], cards: u64) -> Result<()> {
     let divided =
         |class| matches!(class, Class::AttnOutput | Class::FfnDown | Class::SharedDown | Class::ExpertDown);
-    for (output, format) in outputs.iter().zip(formats).filter(|(_, format)| w4a16::scales_of(format).is_some()) {
+    for (output, format) in
+        outputs.iter().zip(formats).filter(|(_, format)| w4a16::scales_of(format).is_some())
+    {
         let (columns, cards) = (output.columns(), if divided(output.class) { cards } else { 1 });
         let least = if output.class.is_routed_expert() { 64 } else { ROW }.max(format.block as u64);
         if !columns.is_multiple_of(cards * least) {
@@ -357,3 +368,6 @@ pub fn flags(run: &Run, percent: u64, cards: u64) -> Vec<String> {
     }
     flags
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,8 +49,7 @@ pub fn changes(run: Run, mut with: impl FnMut(Run) -> Result<Option<Change>>) ->
     let kinds = [KvType::Q8_0, KvType::Q4_0].into_iter().filter(|&kv| kv != run.kv);
     let kinds = kinds.map(|kv| Run { kv, ..run });
     let halves = std::iter::successors(Some(run.context / 2), |context| Some(context / 2));
-    let halves =
-        halves.take_while(|&context| context >= LEAST_CONTEXT).map(|context| Run { context, ..run });
+    let halves = halves.take_while(|&context| context >= LEAST_CONTEXT).map(|context| Run { context, ..run });
     let single = (run.parallel > 1).then_some(Run { parallel: 1, ..run });
     let mut changes = Vec::new();
     for other in kinds.chain(single).chain(halves) {

@@ -19,9 +19,6 @@ use crate::{
     target::{Target, marlin},
 };
 
-/// The name of a plan that quantizes nothing, whose rule needs a scheme beside it: containers have no format for that.
-const ANY_SCHEME: &str = "w4a16-g128";
-
 /// What the target's engines run.
 fn runs(target: Option<&Target>) -> Vec<&'static Format> {
     target.map_or_else(marlin, |target| target.formats(Container::CompressedTensors))
@@ -53,17 +50,11 @@ struct Uniform {
 
 impl Uniform {
     fn new(source: &Source, out: &Path, wish: &Wish, format: &'static Format) -> Result<Uniform> {
-        let options = if format.block == 1 {
-            let overrides = vec![format!(".*={}", format.name)];
-            Options { overrides, ..Options::new(Container::CompressedTensors, ANY_SCHEME) }
-        } else {
-            Options::new(Container::CompressedTensors, format.name)
-        };
         let options = Options {
             target: wish.target.as_ref().map(|target| planned_for(target, &wish.run)),
             calibration: wish.calibration.clone(),
             shard_size: wish.shard_size,
-            ..options
+            ..Options::new(Container::CompressedTensors, format.name)
         };
         let job = Job::plan(source, out, &options)?;
         Ok(Uniform { name: format.name, options, job, cost: f64::INFINITY })
@@ -133,12 +124,8 @@ pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
             Err(error) => refused = refused.or(Some(error)),
         }
     }
-    let question = Question {
-        outputs: &base.job.outputs,
-        fixed: &base.job.formats,
-        candidates: &candidates,
-        align: 1,
-    };
+    let question =
+        Question { outputs: &base.job.outputs, fixed: &base.job.formats, candidates: &candidates, align: 1 };
     let costs = match &wish.basis {
         Basis::Expected => question.expected(),
         Basis::Sampled => question.sampled(&*base.job.source, &base.job.scales),
@@ -151,7 +138,7 @@ pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
     plans.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     for (at, plan) in plans.iter().enumerate() {
         if let Ok(placed) = plan.place(wish, &model)? {
-            let ladder = ladder(&plans, plan.cost);
+            let ladder = ladder(&plans, at);
             return Ok(Answer::Fits(Box::new(chosen(plans.swap_remove(at), placed, ladder, wish, &model))));
         }
     }
@@ -172,14 +159,15 @@ fn with_type(format: &'static Format, dtype: Option<FloatType>, full: &'static F
     }
 }
 
-/// Every plan by rising size.
-fn ladder(plans: &[Uniform], cost: f64) -> Vec<Rung> {
-    let rung = |plan: &Uniform| Rung {
+/// The other plans by rising size, with their cost in units of the chosen one's.
+fn ladder(plans: &[Uniform], chosen: usize) -> Vec<Rung> {
+    let cost = plans[chosen].cost;
+    let rung = |(_, plan): (usize, &Uniform)| Rung {
         name: plan.name.to_owned(),
         bytes: plan.job.tensors_bytes(),
         cost: (cost > 0.0 && plan.cost.is_finite()).then_some(plan.cost / cost),
     };
-    let mut ladder: Vec<Rung> = plans.iter().map(rung).collect();
+    let mut ladder: Vec<Rung> = plans.iter().enumerate().filter(|(at, _)| *at != chosen).map(rung).collect();
     ladder.sort_by_key(|rung| rung.bytes);
     ladder
 }

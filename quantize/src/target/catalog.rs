@@ -10,8 +10,7 @@ use super::{
     file::{File, MacosLimit},
     host_reserve, less,
     machine::{self, System},
-    marlin,
-    parse_size,
+    marlin, parse_size,
 };
 
 const PRESETS: &str = include_str!("targets.toml");

@@ -99,7 +99,8 @@ fn shared(catalog: &Catalog, name: &str, host: &Device) -> Device {
 /// NVIDIA's cards, by `nvidia-smi`. A GB10 has no memory of its own and reports `[N/A]`.
 fn nvidia(system: &dyn System, catalog: &Catalog, host: &Device) -> Option<Found> {
     let query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"];
-    let engines = engines(catalog, if runs_vllm(system) { &["llama.cpp/cuda", "vllm"] } else { &["llama.cpp/cuda"] });
+    let engines =
+        engines(catalog, if runs_vllm(system) { &["llama.cpp/cuda", "vllm"] } else { &["llama.cpp/cuda"] });
     let Some(text) = system.run("nvidia-smi", &query) else {
         if system.list("/proc/driver/nvidia/gpus").is_empty() {
             return None;
