@@ -79,6 +79,28 @@ impl From<Container> for quantize::plan::Container {
     }
 }
 
+/// The program that is to run a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// llama.cpp and what is built on it: GGUF
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+    /// MLX and mlx-lm: an MLX folder
+    Mlx,
+    /// vLLM: a folder of compressed-tensors
+    Vllm,
+}
+
+impl From<Engine> for quantize::budget::Engine {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::LlamaCpp => Self::LlamaCpp,
+            Engine::Mlx => Self::Mlx,
+            Engine::Vllm => Self::Vllm,
+        }
+    }
+}
+
 /// A model, a machine, and how it is to run there.
 #[derive(ClapArgs)]
 pub struct Fit {
@@ -92,7 +114,10 @@ pub struct Fit {
     /// Ceiling for the files themselves
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub max_size: Option<u64>,
-    /// Container to write [default: gguf, or mlx where the target runs nothing else]
+    /// What is to run it there, which decides the container [default: llama.cpp, or mlx where the target has nothing else]
+    #[arg(long, value_enum)]
+    pub engine: Option<Engine>,
+    /// Container to write, which decides the engine; --engine and this say the same
     #[arg(long, value_enum)]
     pub to: Option<Container>,
     /// Tokens of context that each sequence has
@@ -101,7 +126,7 @@ pub struct Fit {
     /// Sequences that run at the same time
     #[arg(long, value_name = "K", default_value = "1", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     pub parallel: u64,
-    /// Type of the KV cache: f16, q8_0 or q4_0
+    /// Type of the KV cache: f16, q8_0 (in vLLM: fp8) or q4_0 (not in vLLM)
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub kv: String,
     /// More targets (TOML, see `halfbyte targets`)
@@ -144,7 +169,8 @@ pub enum Rounding {
 Examples:
   halfbyte shrink ./Llama-3.1-70B --fit vram-48 --out llama-70b
   halfbyte shrink ./DeepSeek-R1 --fit mac-studio-512 --context 32768 --out r1
-  halfbyte shrink ./Qwen3-30B-A3B --fit mac-48 --to mlx --out qwen3-mlx
+  halfbyte shrink ./Qwen3-30B-A3B --fit mac-48 --engine mlx --out qwen3-mlx
+  halfbyte shrink ./Llama-3.1-70B --fit vram-48 --engine vllm --out llama-70b-w4a16
   halfbyte shrink deepseek-ai/DeepSeek-R1 --fit mac-studio-512 --disk 20GB --out r1
   halfbyte shrink deepseek-ai/DeepSeek-R1 --fit mac-studio-512 --disk 50GB --publish me/R1-GGUF --no-verify --out r1
   halfbyte shrink ./model --max-size 4GiB --text my-domain.txt --out small
@@ -195,7 +221,8 @@ Examples:
   halfbyte plan ./DeepSeek-R1 --fit mac-studio-512 --context 32768
   halfbyte plan ./DeepSeek-R1 --fit vram-48+384GiB --context 131072 --kv q8_0
   halfbyte plan ./Llama-3.1-70B --fit vram-48 --recipe llama.toml
-  halfbyte plan ./Qwen3-30B-A3B --fit mac-48 --to mlx --json
+  halfbyte plan ./Qwen3-30B-A3B --fit mac-48 --engine mlx --json
+  halfbyte plan ./Llama-3.1-70B --fit vram-48 --engine vllm --parallel 4 --kv q8_0
   halfbyte plan deepseek-ai/DeepSeek-R1@main --fit mac-studio-512
   halfbyte plan ./model --max-size 4GiB
 

@@ -1,16 +1,21 @@
 //! `halfbyte plan`.
 
-use std::{collections::BTreeMap, fs, io::Write, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use formats::output::Class;
 use quantize::{
-    budget::{self, KvType, Run},
+    budget::{Engine, KvType, Run},
     error::Error,
     fit::{self, Answer, Basis, Fit, Rung, Share, Short, Wish},
     placement::Place,
     plan::Container,
-    target::{Catalog, machine::ThisMachine, size},
+    target::{Catalog, Target, machine::ThisMachine, size},
 };
 use serde_json::{Value, json};
 use verify::text::significant;
@@ -76,23 +81,50 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
         Some(text) => Some(catalog.fit(text, &ThisMachine).map_err(Error::from)?),
         None => None,
     };
-    let container = match (args.to, &target) {
-        (Some(container), _) => container.into(),
-        (None, Some(target)) if target.engines.iter().all(|engine| engine.container() == Container::Mlx) => {
-            Container::Mlx
-        }
-        (None, _) => Container::Gguf,
-    };
-    let engine = match container {
-        Container::Gguf => budget::Engine::LlamaCpp,
-        // The others are refused by the plan.
-        _ => budget::Engine::Mlx,
-    };
+    let engine = engine(args, target.as_ref())?;
     let run = Run { engine, context: args.context, parallel: args.parallel, kv: KvType::find(&args.kv)? };
     if target.is_none() && args.max_size.is_none() {
         return Err(Error::Usage("give --fit TARGET, --max-size BYTES, or both".into()).into());
     }
+    let container = engine.container();
     Ok(Wish { target, run, container, max_size: args.max_size, shard_size: None, basis, calibration: None })
+}
+
+/// What is to run it: as the user says by its name or by the container, or what the target has.
+fn engine(args: &args::Fit, target: Option<&Target>) -> Result<Engine> {
+    let container = args.to.map(Container::from);
+    match (args.engine.map(Engine::from), container) {
+        (Some(engine), Some(container)) if engine.container() != container => Err(Error::Usage(format!(
+            "--engine {} loads {}, not {}: leave --to away",
+            engine.name(),
+            engine.container().name(),
+            container.name()
+        ))
+        .into()),
+        (Some(engine), _) => Ok(engine),
+        (None, Some(container)) if container.engine().container() != container => Err(Error::Usage(format!(
+            "types are chosen for gguf, mlx and compressed-tensors; `quantize --to {}` takes one scheme for all",
+            container.name()
+        ))
+        .into()),
+        (None, Some(container)) => Ok(container.engine()),
+        (None, None) => {
+            let has_mlx_alone = target
+                .is_some_and(|target| target.engines.iter().all(|engine| engine.program() == Engine::Mlx));
+            Ok(if has_mlx_alone { Engine::Mlx } else { Engine::LlamaCpp })
+        }
+    }
+}
+
+/// The command that runs the model, at `path`, on its target.
+pub fn command(path: &Path, wish: &Wish, fit: &Fit) -> String {
+    let name = path.display();
+    let command = match wish.run.engine {
+        Engine::LlamaCpp => format!("llama-server -m {name} {}", shell(&fit.flags)),
+        Engine::Mlx => format!("mlx_lm.generate --model {name} --prompt 'Hello' --max-tokens 256"),
+        Engine::Vllm => format!("vllm serve {name} {}", shell(&fit.flags)),
+    };
+    command.trim_end().to_owned()
 }
 
 /// What a loader is given: the model's first file, or its folder.
@@ -145,7 +177,7 @@ fn print_fit(args: &args::Plan, name: &str, wish: &Wish, fit: &Fit) -> Result<()
     print_summary(name, wish, fit)?;
     let mut out = std::io::stdout().lock();
     if !fit.flags.is_empty() {
-        writeln!(out, "run    llama-server -m {} {}", first_file(fit).display(), shell(&fit.flags))?;
+        writeln!(out, "run    {}", command(&first_file(fit), wish, fit))?;
     }
     match &args.recipe {
         Some(path) => writeln!(
@@ -172,6 +204,7 @@ fn wish_options(args: &args::Plan) -> String {
     options.extend(args.fit.iter().map(|fit| format!("--fit {fit}")));
     options.extend(args.max_size.iter().map(|size| format!("--max-size {size}")));
     options.extend(args.target_file.iter().map(|file| format!("--target-file {}", file.display())));
+    options.extend(args.engine.map(|engine| format!("--engine {}", Engine::from(engine).name())));
     options.extend(args.to.map(|to| format!("--to {}", Container::from(to).name())));
     if args.fit.is_some() {
         options.push(format!("--context {}", args.context));
@@ -220,9 +253,10 @@ fn write_share(out: &mut impl Write, wish: &Wish, label: &str, share: &Share) ->
     writeln!(out, "[{bar}]")?;
     let mut numbers = vec![format!("█ weights {}", size(budget.weights))];
     if budget.cache > 0 {
-        let Run { context, parallel, kv, .. } = wish.run;
+        let Run { context, parallel, .. } = wish.run;
         let times = if parallel > 1 { format!("{parallel} × ") } else { String::new() };
-        numbers.push(format!("▓ KV cache {} ({times}{context} tokens, {})", size(budget.cache), kv.name()));
+        let kv = wish.run.kv_name();
+        numbers.push(format!("▓ KV cache {} ({times}{context} tokens, {kv})", size(budget.cache)));
     }
     let buffers = budget.buffer_bytes();
     if buffers.high > 0 {
@@ -256,6 +290,7 @@ fn classes(fit: &Fit) -> BTreeMap<Class, ClassRow> {
             Place::Device(_) if fit.shares.len() < 2 => continue,
             Place::Device(device) => format!("device {device}"),
             Place::Host => "host".to_owned(),
+            Place::Everywhere => "every device".to_owned(),
         };
         *row.places.entry(place).or_default() += 1;
     }
@@ -364,12 +399,19 @@ fn print_short(name: &str, wish: &Wish, short: &Short) -> Result<()> {
         writeln!(out, "The KV cache takes {cache} ({tokens} tokens), buffers up to {buffers} (estimate).")?;
     }
     if short.changes.is_empty() {
-        writeln!(
-            out,
-            "No shorter context and no smaller cache would do it: a machine with {} more, or host memory beside a card \
-             (--fit CARD+384GiB), would.",
-            size(short.missing)
-        )?;
+        let more = size(short.missing);
+        match wish.run.engine {
+            Engine::Vllm => writeln!(
+                out,
+                "No shorter context and no smaller cache would do it: a machine with {more} more, or fewer bits \
+                 (--engine llama.cpp), would."
+            )?,
+            _ => writeln!(
+                out,
+                "No shorter context and no smaller cache would do it: a machine with {more} more, or host memory beside a \
+                 card (--fit CARD+384GiB), would."
+            )?,
+        }
     }
     for change in &short.changes {
         let Run { context, parallel, kv, .. } = change.run;
@@ -385,7 +427,12 @@ fn print_short(name: &str, wish: &Wish, short: &Short) -> Result<()> {
 }
 
 fn run_json(run: &Run) -> Value {
-    json!({ "context": run.context, "parallel": run.parallel, "kv": run.kv.name() })
+    json!({
+        "engine": run.engine.name(),
+        "context": run.context,
+        "parallel": run.parallel,
+        "kv": run.kv.name(),
+    })
 }
 
 /// A plan for machines.

@@ -96,8 +96,11 @@ fn rate(bytes: u64) -> String {
     text.trim_end_matches(".0").to_owned()
 }
 
-const CONTAINERS: [(Container, &str, &[&Format]); 2] =
-    [(Container::Gguf, "GGUF", kernel_table::GGUF), (Container::Mlx, "MLX", kernel_table::MLX)];
+const CONTAINERS: [(Container, &str, &[&Format]); 3] = [
+    (Container::Gguf, "GGUF", kernel_table::GGUF),
+    (Container::Mlx, "MLX", kernel_table::MLX),
+    (Container::CompressedTensors, "compressed-tensors", kernel_table::COMPRESSED_TENSORS),
+];
 
 /// What a target runs: `GGUF: all but nvfp4; MLX: all`.
 fn formats(target: &Target) -> String {
@@ -117,9 +120,10 @@ fn of_engine(engine: &Engine) -> String {
         .unwrap_or_default()
 }
 
-/// Which of the formats that can be written are run, by the shorter list.
+/// Which of the formats that can be written are run, by the shorter list; without variants for scales of other types.
 fn of_container(all: &[&Format], runs: impl Fn(&Format) -> bool) -> String {
-    let writable = all.iter().filter(|format| format.encode.is_some());
+    let is_variant = |format: &Format| format.name.ends_with("-f16") || format.name.ends_with("-f32");
+    let writable = all.iter().filter(|format| format.encode.is_some() && !is_variant(format));
     let (run, not): (Vec<&Format>, Vec<&Format>) = writable.copied().partition(|format| runs(format));
     let names = |formats: &[&Format]| formats.iter().map(|format| format.name).collect::<Vec<_>>().join(", ");
     if not.is_empty() {
@@ -179,7 +183,8 @@ mod tests {
         assert_eq!(of("mac-studio-512"), "GGUF: all but nvfp4; MLX: all");
         assert_eq!(of("atlas-300i-duo"), "GGUF: f32, f16");
         assert_eq!(of("mtt-s4000"), "GGUF: all but q2_k");
-        assert_eq!(of("rtx-5090"), "GGUF: all");
+        assert_eq!(of("dgx-spark"), "GGUF: all");
+        assert_eq!(of("rtx-5090"), "GGUF: all; compressed-tensors: all but f32");
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Place {
     Device(usize),
     /// In the host's memory beside cards.
     Host,
+    /// A part of each tensor on every device, which compute together (vLLM's tensor parallelism).
+    Everywhere,
 }
 
 /// What is placed together.
@@ -120,6 +122,13 @@ impl Placement {
             Part::Experts(layer) => self.experts[layer],
             Part::Output => self.output,
         }
+    }
+
+    /// With all of a model of so many layers at one place.
+    pub fn all_at(place: Place, outputs: &[OutputTensor], layers: usize) -> Placement {
+        let last = outputs.iter().filter_map(|output| output.layer).max();
+        let layers = layers.max(last.map_or(0, |last| last as usize + 1));
+        Placement { input: place, layers: vec![place; layers], experts: vec![place; layers], output: place }
     }
 
     /// Places a load with as little of it in the host's memory as there must be.

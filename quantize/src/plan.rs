@@ -21,6 +21,7 @@ use kernels::{Format, float, table};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    budget::Engine,
     calibrate::Calibration,
     error::{Choice, Error, Result},
     job::Job,
@@ -87,6 +88,17 @@ impl Container {
     /// Whether it is a folder of its own.
     pub fn is_folder(self) -> bool {
         self != Container::Gguf
+    }
+
+    /// What it is planned for.
+    pub fn engine(self) -> Engine {
+        match self {
+            Container::Gguf => Engine::LlamaCpp,
+            Container::Mlx => Engine::Mlx,
+            Container::CompressedTensors | Container::Gptq | Container::GptqV2 | Container::Awq => {
+                Engine::Vllm
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::mix::{Choices, Fallback, format_error, full_precision};
 use crate::overrides::{Overrides, writable};
 
-/// The format of each tensor: `spec` (`w4a16-g128`, …) for the linears of attention and MLPs, its own type for what isn't quantized
+/// The format of each tensor: `spec` (`w4a16-g128`, … or a float type) for the linears of attention and MLPs, its own type for what isn't quantized
 /// (BF16 if that is FP8). Scales are in the packing's type; where it leaves the choice in the model's, unless the scheme's name says
 /// another.
 ///
@@ -26,8 +26,7 @@ pub fn linear_formats(
     overrides: &Overrides,
 ) -> Result<Choices> {
     overrides.check_used(tensors)?;
-    let schemes: Vec<_> = packing.named().into_iter().filter(|f| f.block > 1).collect();
-    let format = writable(&schemes, spec).map_err(format_error)?;
+    let format = writable(&packing.named(), spec).map_err(format_error)?;
     let full = full_precision(dtype);
     let mut choices = Choices::default();
     for tensor in tensors {
@@ -71,7 +70,7 @@ pub(crate) fn own_float(tensor: &OutputTensor, source: &dyn TensorSource) -> Res
 }
 
 /// What vLLM loads into one matrix, or as the experts of one layer (`packed_modules_mapping` of its models): a number for each set.
-fn fused(class: Class) -> Option<u32> {
+pub(crate) fn fused(class: Class) -> Option<u32> {
     match class {
         Class::AttnQ | Class::AttnK | Class::AttnV => Some(0),
         Class::AttnQA | Class::AttnKvA => Some(1),

@@ -33,6 +33,8 @@ pub fn bytes_per_token(
     let mut add = |place: Place, bytes: u64| match place {
         Place::Device(device) => read[device] += bytes,
         Place::Host => read[devices] += bytes,
+        // All read at the same time: the first stands for them.
+        Place::Everywhere => read[0] += bytes / devices.max(1) as u64,
     };
     for (output, &bytes) in outputs.iter().zip(bytes) {
         match (output.class, experts) {

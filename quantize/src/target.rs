@@ -13,9 +13,9 @@ mod tests;
 
 use std::path::PathBuf;
 
-use kernels::Format;
+use kernels::{Format, float, table, w4a16};
 
-use crate::plan::Container;
+use crate::{budget, plan::Container};
 
 pub use catalog::Catalog;
 pub use machine::{Os, System};
@@ -127,6 +127,8 @@ pub enum EngineKind {
     LlamaCpp(Option<Backend>),
     /// MLX and mlx-lm.
     Mlx,
+    /// vLLM, on NVIDIA's cards.
+    Vllm,
 }
 
 /// What llama.cpp computes with.
@@ -154,9 +156,15 @@ pub enum Backend {
 impl Engine {
     /// What it loads.
     pub fn container(&self) -> Container {
+        self.program().container()
+    }
+
+    /// The program alone.
+    pub fn program(&self) -> budget::Engine {
         match self.kind {
-            EngineKind::LlamaCpp(_) => Container::Gguf,
-            EngineKind::Mlx => Container::Mlx,
+            EngineKind::LlamaCpp(_) => budget::Engine::LlamaCpp,
+            EngineKind::Mlx => budget::Engine::Mlx,
+            EngineKind::Vllm => budget::Engine::Vllm,
         }
     }
 
@@ -164,6 +172,19 @@ impl Engine {
     pub fn runs(&self, format: &Format) -> bool {
         self.formats.iter().any(|known| std::ptr::eq(*known, format))
     }
+}
+
+/// The formats of compressed-tensors that vLLM multiplies with its Marlin kernels, and floats of 16 bits: it computes in no other
+/// type, so that scales in single precision would be rounded when they are loaded.
+///
+/// Source: `MARLIN_SUPPORTED_GROUP_SIZES` and `query_marlin_supported_quant_types` in
+/// `vllm/model_executor/layers/quantization/utils/marlin_utils.py`.
+pub fn marlin() -> Vec<&'static Format> {
+    let runs = |format: &&Format| match w4a16::scales_of(format) {
+        Some(scales) => format.planes.len() == 2 && [&float::BF16, &float::F16].contains(&scales),
+        None => [&float::BF16, &float::F16].contains(format),
+    };
+    table::COMPRESSED_TENSORS.iter().copied().filter(runs).collect()
 }
 
 impl Target {

@@ -116,3 +116,57 @@ fn what_the_buffers_lack_counts() {
     };
     assert_eq!(lacks(1 << 20) - lacks(3 << 20), 2 << 20);
 }
+
+/// Cards of so many bytes on which vLLM runs.
+fn cards(devices: &[u64]) -> Wish {
+    let mut wish = machine(devices, Some(1 << 40));
+    let target = wish.target.as_mut().expect("target");
+    target.engines[0].kind = EngineKind::Vllm;
+    target.engines[0].formats = halfbyte_quantize::target::marlin();
+    Wish {
+        container: Container::CompressedTensors,
+        run: Run { engine: budget::Engine::Vllm, ..wish.run },
+        ..wish
+    }
+}
+
+#[test]
+fn vllm_divides_among_cards_and_leaves_the_host_alone() {
+    let one = planned(&cards(&[1 << 40]));
+    let two = planned(&cards(&[1 << 40; 2]));
+    assert_eq!((one.shares.len(), two.shares.len()), (1, 2));
+    assert!(two.job.outputs.iter().all(|output| two.placement.of(output) == Place::Everywhere));
+    assert!(two.flags.ends_with(&["--tensor-parallel-size".to_owned(), "2".to_owned()]), "{:?}", two.flags);
+    let weights = |fit: &Fit| fit.shares[0].budget.weights;
+    // Norms, routers and the latents' down-projections are on both.
+    assert!((0.5..0.6).contains(&(weights(&two) as f64 / weights(&one) as f64)));
+    assert_eq!(two.shares[0].budget.cache, one.shares[0].budget.cache, "latents");
+
+    let error =
+        fit(&model().into(), Path::new("out"), &cards(&[1 << 40; 3])).err().expect("4 heads").to_string();
+    assert!(error.contains("4 heads among 3 cards"), "{error}");
+}
+
+#[test]
+fn vllm_takes_the_best_scheme_that_fits_its_share() {
+    let formats = |fit: &Fit| {
+        let names = fit.job.outputs.iter().zip(&fit.job.formats);
+        names
+            .filter(|(output, _)| output.quantizable)
+            .map(|(_, format)| format.name)
+            .next()
+            .expect("a linear")
+    };
+    let roomy = planned(&cards(&[1 << 40]));
+    assert_eq!(formats(&roomy), "bf16");
+    let total = roomy.shares[0].budget.total().high;
+    let tight = planned(&cards(&[(total - MIB) * 10 / 9]));
+    assert!(formats(&tight).starts_with("w4a16"), "16 bits are a little too much");
+    for share in &tight.shares {
+        assert!(share.budget.total().high <= share.usable, "{share:?}");
+    }
+    match fit(&model().into(), Path::new("out"), &cards(&[64 * MIB])).expect("planned") {
+        Answer::Short(short) => assert!(short.missing > 0 && short.smallest > 0, "{short:?}"),
+        Answer::Fits(_) => panic!("the driver takes more"),
+    }
+}

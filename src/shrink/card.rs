@@ -8,7 +8,7 @@ use hub::{
     sums,
 };
 use quantize::{
-    budget::{Engine, KvType},
+    budget::KvType,
     fit::{Fit, Wish},
     plan::Container,
     target::size,
@@ -17,18 +17,9 @@ use verify::{Outcome, text::significant};
 
 use super::front_matter::front_matter;
 use crate::{
-    plan_verb::{first_file, shell},
+    plan_verb::{command, first_file},
     text,
 };
-
-/// The command that runs the model, at `path`, on its target.
-pub fn command(path: &Path, wish: &Wish, fit: &Fit) -> String {
-    let name = path.display();
-    match wish.run.engine {
-        Engine::LlamaCpp => format!("llama-server -m {name} {}", shell(&fit.flags)).trim_end().to_owned(),
-        Engine::Mlx => format!("mlx_lm.generate --model {name} --prompt 'Hello' --max-tokens 256"),
-    }
-}
 
 /// What a card is made of.
 pub struct Subject<'a> {
@@ -110,11 +101,8 @@ fn write(card: &mut String, subject: &Subject<'_>) -> std::fmt::Result {
         None => writeln!(card, "Not verified.")?,
         Some(outcome) => measured(card, outcome)?,
     }
-    writeln!(card, "\n## Types\n\nThe first rule that matches a tensor's name counts:\n\n```")?;
-    for rule in &fit.options.overrides {
-        writeln!(card, "{rule}")?;
-    }
-    writeln!(card, "```\n\n## Files\n\n| file | bytes | SHA-256 |\n|---|---|---|")?;
+    types(card, fit)?;
+    writeln!(card, "\n## Files\n\n| file | bytes | SHA-256 |\n|---|---|---|")?;
     for file in subject.files {
         writeln!(card, "| {} | {} | `{}` |", code(&file.name), file.bytes, file.sha256)?;
     }
@@ -129,6 +117,23 @@ fn write(card: &mut String, subject: &Subject<'_>) -> std::fmt::Result {
     )
 }
 
+/// What decided the type of each tensor.
+fn types(card: &mut String, fit: &Fit) -> std::fmt::Result {
+    let rules = &fit.options.overrides;
+    if rules.is_empty() {
+        return writeln!(
+            card,
+            "\n## Types\n\n`{}` for the linears of attention and MLPs; the rest is left in its own type.",
+            fit.options.format
+        );
+    }
+    writeln!(card, "\n## Types\n\nThe first rule that matches a tensor's name counts:\n\n```")?;
+    for rule in rules {
+        writeln!(card, "{rule}")?;
+    }
+    writeln!(card, "```")
+}
+
 /// How it is started, and what it takes then.
 fn run(card: &mut String, wish: &Wish, fit: &Fit) -> std::fmt::Result {
     let model = first_file(fit);
@@ -141,7 +146,7 @@ fn run(card: &mut String, wish: &Wish, fit: &Fit) -> std::fmt::Result {
         let (budget, buffers) = (&share.budget, share.budget.buffer_bytes());
         let kv = match wish.run.kv {
             KvType::F16 => String::new(),
-            other => format!(", {}", other.name()),
+            _ => format!(", {}", wish.run.kv_name()),
         };
         writeln!(
             card,

@@ -172,7 +172,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         sums::NAME
     )?;
     if gone.is_empty() {
-        writeln!(out, "run it: {}", card::command(&first_file(&fit), &wish, &fit))?;
+        writeln!(out, "run it: {}", plan_verb::command(&first_file(&fit), &wish, &fit))?;
     }
     drop(out);
     match (&args.to_hub.publish, &published) {

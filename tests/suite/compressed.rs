@@ -142,9 +142,6 @@ fn other_sources_and_wishes_are_refused_with_what_to_do() {
     let message =
         fails(quantize(&model("tiny-llama"), TO, "w4a16-g128", &path("out")).args(["--align", "64"]), 2);
     assert!(message.contains("64 bytes"), "{message}");
-    let mut plan = halfbyte(&["plan", "--max-size", "3MB", "--to", TO]);
-    let message = fails(plan.arg(model("tiny-llama")), 2);
-    assert!(message.contains("quantize --to compressed-tensors"), "{message}");
 }
 
 /// A folder and a GGUF file by one calibration; the folder is nearer to the source than without.

@@ -137,6 +137,88 @@ fn wrong_use_says_what_is_right() {
     assert!(message.contains("--to gguf"), "{message}");
 }
 
+#[test]
+fn vllm_gets_the_scheme_that_loses_least_of_those_that_fit() {
+    let plan = |options: &str| json(&run(&mut on("plan", "tiny-llama", &format!("{options} --json"))));
+    // Everything in 16 bits, as there is room.
+    let roomy = plan("--fit vram-48 --engine vllm");
+    assert_eq!((&roomy["run"]["engine"], &roomy["fits"]), (&Value::from("vllm"), &Value::Bool(true)));
+    assert!(types(&roomy["tensors"]).into_values().all(|format| format == "bf16"));
+    assert_eq!(number(&roomy["devices"][0]["usable"]), (48_508 << 20) * 9 / 10);
+    // 513 blocks of 16 tokens, of 4 layers with 2 heads of 64.
+    assert_eq!(number(&roomy["devices"][0]["kv_cache"]), 513 * 16 * 4 * 2 * 2 * 64 * 2);
+    let names: Vec<&str> = roomy["named_mixes"]
+        .as_array()
+        .expect("ladder")
+        .iter()
+        .filter_map(|mix| mix["name"].as_str())
+        .collect();
+    assert_eq!(names, ["w4a16-g128", "w4a16-g64", "w4a16-g32"]);
+
+    // Each scheme where the next larger takes too much; the container says the same as the engine.
+    let bytes = |name: &str| {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut quantize =
+            crate::tool::quantize(&model("tiny-llama"), "compressed-tensors", name, &dir.path().join("out"));
+        number(&json(&run(quantize.args(["--dry-run", "--json"])))["bytes"])
+    };
+    for (name, larger) in [("w4a16-g128", "w4a16-g64"), ("w4a16-g64", "w4a16-g32")] {
+        let most = bytes(larger) - 1;
+        assert!(bytes(name) < most);
+        let tight = plan(&format!("--max-size {most} --to compressed-tensors"));
+        let types = types(&tight["tensors"]);
+        assert_eq!(types["model.layers.0.self_attn.q_proj.weight"], name);
+        assert_eq!(types["lm_head.weight"], "bf16");
+        assert!(number(&tight["bytes"]) <= most);
+    }
+
+    let text =
+        String::from_utf8(run(&mut on("plan", "tiny-llama", "--fit vram-48 --engine vllm --kv q8_0")).stdout)
+            .expect("text");
+    for words in [
+        "vllm serve tiny-llama --max-model-len 8192 --gpu-memory-utilization 0.90 --max-num-seqs 1 \
+         --max-num-batched-tokens 2048 --kv-cache-dtype fp8",
+        "8192 tokens, fp8",
+        "--fit vram-48 --engine vllm --context 8192 --kv q8_0",
+    ] {
+        assert!(text.contains(words), "{words} in\n{text}");
+    }
+}
+
+#[test]
+fn vllm_is_refused_where_it_does_not_run() {
+    let refused = |options: &str| fails(&mut on("plan", "tiny-llama", options), 2);
+    let message = refused("--fit mac-48 --engine vllm");
+    assert!(message.contains("mac-48 (llama.cpp/metal, mlx)") && message.contains("--to gguf"), "{message}");
+    let message = refused("--fit vram-48 --engine vllm --to gguf");
+    assert!(message.contains("--engine vllm loads compressed-tensors, not gguf"), "{message}");
+    assert!(refused("--fit vram-48 --engine vllm --kv q4_0").contains("q8_0 for its fp8"));
+
+    let short = "--fit 600MiB --engine vllm --context 131072 --parallel 4 --json";
+    let output = on("plan", "tiny-llama", short).output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(1));
+    let changes = json(&output)["would_fit_with"].as_array().expect("changes").clone();
+    assert!(changes.iter().all(|change| change["kv"] != "q4_0"), "{changes:?}");
+}
+
+#[test]
+fn what_is_made_for_vllm_is_verified_and_says_how_to_serve_it() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let options = "--fit vram-48 --engine vllm --max-size 4500000 --chunks 1 --json";
+    let answer = json(&run(&mut shrink("tiny-llama", options, &out)));
+    assert!(answer["verification"]["mean_kld"].as_f64().is_some_and(|nats| nats > 0.0 && nats < 0.01));
+    let config: Value =
+        serde_json::from_slice(&fs::read(out.join("config.json")).expect("config.json")).expect("JSON");
+    assert_eq!(config["quantization_config"]["format"], "pack-quantized");
+    let card = fs::read_to_string(out.join("README.md")).expect("card");
+    for words in ["vllm serve . --max-model-len 8192", "`w4a16-g", "for the linears of attention and MLPs"] {
+        assert!(card.contains(words), "{words} in\n{card}");
+    }
+    sums_hold(&out);
+    run(halfbyte(&["check"]).arg(&out));
+}
+
 /// `sha256sum -c`.
 fn sums_hold(folder: &Path) {
     let sums = fs::read_to_string(folder.join("SHA256SUMS")).expect("sums");

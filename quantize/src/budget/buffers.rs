@@ -9,17 +9,19 @@
 //! **mlx-lm** computes [`PREFILL_STEP`] tokens of a prompt at once, in 16 bits (`generate_step` in `mlx_lm/generate.py`), and a layer's
 //! cache is copied when it grows. What MLX has freed it keeps for later, but gives it back before memory runs out
 //! (`mlx/backend/metal/allocator.cpp`), so that isn't counted.
+//!
+//! **vLLM**'s are [`vllm`]'s.
 
 use verify::{
     families::memory::{Memory, memory},
     hyper::Hyper,
 };
 
-use super::{Bytes, Engine, KvType, Run, beyond, cache, kv::PREFILL_STEP};
+use super::{Bytes, Engine, KvType, Run, beyond, cache, kv::PREFILL_STEP, vllm};
 use crate::error::Result;
 
 /// Upper over lower end of what a step holds, in tenths.
-const HELD_TENTHS: u128 = 25;
+pub(super) const HELD_TENTHS: u128 = 25;
 
 /// Copies that llama.cpp keeps of what passes from one device to the next (`GGML_SCHED_MAX_COPIES`).
 const PIPELINE_COPIES: u128 = 4;
@@ -60,22 +62,28 @@ pub fn buffers(hyper: &Hyper, run: &Run, device: &Device) -> Result<Vec<Buffer>>
     let mut all = match run.engine {
         Engine::LlamaCpp => llama_cpp(&model, run, device)?,
         Engine::Mlx => mlx(&model, run)?,
+        Engine::Vllm => vllm::buffers(hyper, &model, run, 1)?,
     };
     if device.is_card {
-        let basis = "the CUDA context of one process, as users measured it on several cards".to_owned();
-        all.push(Buffer { name: "driver", bytes: DRIVER, basis });
+        all.push(driver());
     }
     Ok(all)
 }
 
+/// What a card's driver takes.
+pub(super) fn driver() -> Buffer {
+    let basis = "the CUDA context of one process, as users measured it on several cards".to_owned();
+    buffer("driver", DRIVER, basis)
+}
+
 /// What the sizes of buffers are made of. All factors are below 2³² and the cache below 2⁶⁴ bytes, so that no product overflows.
-struct Model {
-    width: u128,
-    vocabulary: u128,
+pub(super) struct Model {
+    pub width: u128,
+    pub vocabulary: u128,
     /// Heads of queries.
-    heads: u128,
+    pub heads: u128,
     /// Values for each token that the largest step of a layer reads and writes, besides the stream.
-    step: u128,
+    pub step: u128,
     /// What the layers keep, each kind once, with the cells of one sequence and the bytes of all.
     kept: Vec<(Memory, u128, u64)>,
     /// Heads of the indexer.
@@ -83,7 +91,7 @@ struct Model {
 }
 
 impl Model {
-    fn read(hyper: &Hyper, run: &Run) -> Result<Model> {
+    pub fn read(hyper: &Hyper, run: &Run) -> Result<Model> {
         let heads = hyper.count("attention.head_count")? as u128;
         let width = hyper.count("embedding_length")? as u128;
         let mut kept: Vec<(Memory, u128, u64)> = Vec::new();
@@ -225,15 +233,15 @@ fn mlx(model: &Model, run: &Run) -> Result<Vec<Buffer>> {
     ])
 }
 
-fn buffer(name: &'static str, bytes: Bytes, basis: String) -> Buffer {
+pub(super) fn buffer(name: &'static str, bytes: Bytes, basis: String) -> Buffer {
     Buffer { name, bytes, basis }
 }
 
-fn range(low: u128, high: u128) -> Result<Bytes> {
+pub(super) fn range(low: u128, high: u128) -> Result<Bytes> {
     let count = |bytes: u128| u64::try_from(bytes).map_err(|_| beyond("a buffer"));
     Ok(Bytes { low: count(low)?, high: count(high)? })
 }
 
-fn exactly(bytes: u128) -> Result<Bytes> {
+pub(super) fn exactly(bytes: u128) -> Result<Bytes> {
     range(bytes, bytes)
 }

@@ -8,6 +8,11 @@
 //! mlx-lm (`mlx_lm/models/cache.py`, `make_cache` in `mlx_lm/models/*.py`) lets the cache grow: counted is what it holds once
 //! `context` tokens of each sequence have been read in steps of [`PREFILL_STEP`]. Keys and values are in the model's own type, of
 //! 16 bits; its quantized cache has groups of 64, each with a scale and a bias of 16 bits (`--kv-bits 8`, `--kv-bits 4`).
+//!
+//! vLLM fills what is left of its share of a card with blocks of [`BLOCK`] tokens. Counted are those that `parallel` sequences of
+//! `context` tokens need (`max_memory_usage_bytes` of each `KVCacheSpec` in `vllm/v1/kv_cache_interface.py`), and the one block that
+//! stays empty (`null_block` in `vllm/v1/core/block_pool.py`). A layer with a window keeps it and the tokens that are computed at
+//! once. A delta network keeps two states, where prefixes are cached (`mamba_cache_mode` "align", which is its default).
 
 use verify::{
     families::memory::{Memory, memory},
@@ -17,8 +22,14 @@ use verify::{
 use super::{Engine, KvType, Run, beyond};
 use crate::error::{Error, Result};
 
-/// Both engines allocate cells by so many.
+/// llama.cpp and MLX allocate cells by so many.
 const CELLS: u64 = 256;
+
+/// Tokens of a block of vLLM's (`CacheConfig.DEFAULT_BLOCK_SIZE` in `vllm/config/cache.py`).
+const BLOCK: u64 = 16;
+
+/// States that vLLM keeps for each sequence.
+const VLLM_STATES: u64 = 2;
 
 /// Tokens that mlx-lm computes at once while it reads a prompt (`prefill_step_size` in `mlx_lm/generate.py`).
 pub const PREFILL_STEP: u64 = 2048;
@@ -64,17 +75,26 @@ pub fn cache(hyper: &Hyper, run: &Run) -> Result<Vec<LayerCache>> {
     let layers = memory(hyper)?.into_iter().enumerate().map(|(layer, memory)| {
         let memory = run.engine.held(&hyper.arch, memory);
         let cells = run.cells(memory)?;
-        let values = run.bytes_per_token(hyper, memory)?.checked_mul(cells);
+        let per_token = run.bytes_per_token(hyper, memory)?;
+        let values = per_token.checked_mul(cells);
         let state = match memory {
-            // In single precision, but for the convolution's inputs in mlx-lm.
+            // In single precision, but for the convolution's inputs in mlx-lm and vLLM.
             Memory::State { convolution, state } => {
-                let one = if run.engine == Engine::Mlx { 2 } else { 4 };
+                let one = if run.engine == Engine::LlamaCpp { 4 } else { 2 };
+                let copies = if run.engine == Engine::Vllm { VLLM_STATES } else { 1 };
                 let convolution = (convolution as u64).checked_mul(one);
-                convolution.zip((state as u64).checked_mul(4)).and_then(|(a, b)| a.checked_add(b))
+                let both = convolution.zip((state as u64).checked_mul(4)).and_then(|(a, b)| a.checked_add(b));
+                both.and_then(|both| both.checked_mul(copies))
             }
             _ => Some(0),
         };
-        let bytes = values.zip(state).and_then(|(a, b)| a.checked_add(b)?.checked_mul(run.parallel));
+        let empty = match run.engine {
+            Engine::Vllm if cells > 0 => per_token.saturating_mul(BLOCK),
+            _ => 0,
+        };
+        let bytes = values
+            .zip(state)
+            .and_then(|(a, b)| a.checked_add(b)?.checked_mul(run.parallel)?.checked_add(empty));
         let bytes = bytes.filter(|&bytes| {
             let all = sum.checked_add(bytes);
             sum = all.unwrap_or(0);
@@ -93,6 +113,7 @@ impl Engine {
             Engine::LlamaCpp => ["gemma2", "gemma3", "gemma4", "gpt-oss"].contains(&arch),
             // Those with a `RotatingKVCache`; for Gemma 2 it has none.
             Engine::Mlx => ["gemma3", "gemma4", "gpt-oss"].contains(&arch),
+            Engine::Vllm => true,
         };
         match memory {
             Memory::Heads { heads, key, value, .. } if !has_window => {
@@ -106,7 +127,8 @@ impl Engine {
 impl Run {
     /// Tokens that each sequence has room for.
     fn cells(&self, memory: Memory) -> Result<u64> {
-        let padded = |cells: u64| cells.checked_next_multiple_of(CELLS).ok_or_else(|| beyond("the context"));
+        let step = if self.engine == Engine::Vllm { BLOCK } else { CELLS };
+        let padded = |cells: u64| cells.checked_next_multiple_of(step).ok_or_else(|| beyond("the context"));
         let all = padded(self.context)?;
         let window = match memory {
             Memory::Of(_) | Memory::State { .. } => return Ok(0),
@@ -117,6 +139,11 @@ impl Run {
             // A micro-batch is written before the oldest tokens are forgotten.
             Engine::LlamaCpp => Ok(padded(all.min(window.saturating_add(self.micro_batch())))?),
             Engine::Mlx => Ok(self.context.min(window.saturating_add(PREFILL_STEP - 1))),
+            // A block more, for a window that begins within one.
+            Engine::Vllm => {
+                let kept = window.saturating_sub(1).saturating_add(self.batched_tokens());
+                Ok(padded(self.context.min(kept))?.saturating_add(BLOCK))
+            }
         }
     }
 
@@ -137,11 +164,14 @@ impl Run {
             }
             heads.checked_mul(length / block * bytes).ok_or_else(|| beyond("the cache"))
         };
+        if self.engine == Engine::Vllm && kv != KvType::F16 {
+            vllm_quantizes(kv, memory)?;
+        }
         let unquantizable = || {
             let problem = format!("mlx-lm can't quantize the cache of {}, which has", hyper.arch);
             Error::Usage(format!("{problem} sliding windows or latents: choose f16"))
         };
-        let plain = self.engine == Engine::LlamaCpp || kv == KvType::F16;
+        let plain = self.engine != Engine::Mlx || kv == KvType::F16;
         match memory {
             Memory::Of(_) | Memory::State { .. } => Ok(0),
             Memory::Latent { .. } | Memory::Heads { window: Some(_), .. } if !plain => Err(unquantizable()),
@@ -163,6 +193,17 @@ impl Run {
     }
 }
 
+/// Whether vLLM has a cache of this type for such a layer. With latents its kernels for cards of this catalog take 16 bits alone
+/// (`TritonMLAImpl` in `vllm/v1/attention/backends/mla/triton_mla.py`).
+fn vllm_quantizes(kv: KvType, memory: Memory) -> Result<()> {
+    let problem = match (kv, memory) {
+        (KvType::Q4_0, _) => "vLLM has no cache of 4 bits in blocks: choose f16, or q8_0 for its fp8",
+        (_, Memory::Latent { .. }) => "vLLM keeps latents in 16 bits on these cards: choose f16",
+        _ => return Ok(()),
+    };
+    Err(Error::Usage(problem.to_owned()))
+}
+
 impl KvType {
     /// Values of a block and its bytes.
     fn block(self, engine: Engine) -> (u64, u64) {
@@ -173,6 +214,8 @@ impl KvType {
             (KvType::Q4_0, Engine::LlamaCpp) => (32, 16 + 2),
             (KvType::Q8_0, Engine::Mlx) => (MLX_GROUP, MLX_GROUP + 4),
             (KvType::Q4_0, Engine::Mlx) => (MLX_GROUP, MLX_GROUP / 2 + 4),
+            // FP8 with one scale for all; 4 bits were refused.
+            (KvType::Q8_0 | KvType::Q4_0, Engine::Vllm) => (1, 1),
         }
     }
 }

@@ -3,13 +3,18 @@
 //!
 //! - [`kv`]: the cache of each layer, exact.
 //! - [`buffers`]: the engine's buffers, as ranges with their basis.
+//! - [`vllm`]: what vLLM does differently: it takes a share of each card, divides tensors among cards, and repacks them.
 
 pub mod buffers;
 pub mod kv;
+pub mod vllm;
 
 use std::ops::Add;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    plan::Container,
+};
 
 pub use buffers::{Buffer, Device, buffers};
 pub use kv::{LayerCache, cache};
@@ -24,6 +29,28 @@ pub enum Engine {
     LlamaCpp,
     /// MLX and mlx-lm.
     Mlx,
+    /// vLLM.
+    Vllm,
+}
+
+impl Engine {
+    /// As the user writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::LlamaCpp => "llama.cpp",
+            Engine::Mlx => "mlx",
+            Engine::Vllm => "vllm",
+        }
+    }
+
+    /// What is written for it.
+    pub fn container(self) -> Container {
+        match self {
+            Engine::LlamaCpp => Container::Gguf,
+            Engine::Mlx => Container::Mlx,
+            Engine::Vllm => Container::CompressedTensors,
+        }
+    }
 }
 
 /// The type of the cache's keys and values.
@@ -31,7 +58,7 @@ pub enum Engine {
 pub enum KvType {
     /// 16 bits.
     F16,
-    /// 8 bits and a scale for each block.
+    /// 8 bits and a scale for each block; in vLLM FP8 with one scale for all (`--kv-cache-dtype fp8`).
     Q8_0,
     /// 4 bits and a scale for each block.
     Q4_0,
@@ -83,6 +110,14 @@ impl Run {
         };
         count("the context", self.context)?;
         count("the number of parallel sequences", self.parallel)
+    }
+
+    /// The type of the cache as its engine calls it.
+    pub fn kv_name(&self) -> &'static str {
+        match (self.engine, self.kv) {
+            (Engine::Vllm, KvType::Q8_0) => "fp8",
+            (_, kv) => kv.name(),
+        }
     }
 
     /// Tokens that llama.cpp computes at once: no more than there are cells.

@@ -50,6 +50,7 @@ pub fn ladder(job: &Job, wish: &Wish, costs: &Costs, plan: f64) -> Result<Vec<Ru
                 add(mode, mix::mlx_formats(mode, &job.outputs, job.facts.dtype, &none)?.formats);
             }
         }
+        // Every uniform plan is made, see `uniform`.
         _ => {}
     }
     ladder.sort_by_key(|rung| rung.bytes);

@@ -6,6 +6,7 @@
 
 mod ladder;
 mod short;
+mod uniform;
 
 use std::{
     ops::Range,
@@ -147,13 +148,13 @@ pub fn measure(
 /// # Errors
 /// If the source can't be planned, or the target's engines run nothing of the container.
 pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
-    let all = candidates(wish)?;
-    let align = align(wish);
     let format = match wish.container {
         Container::Gguf => "q8_0",
         Container::Mlx => "8bit-g64",
-        _ => "w4a16-g128",
+        _ => return uniform::fit(source, out, wish),
     };
+    let all = candidates(wish)?;
+    let align = align(wish);
     let base = Options {
         align: (wish.container == Container::Gguf).then_some(align),
         target: wish.target.as_ref().map(|target| planned_for(target, &wish.run)),
@@ -180,7 +181,7 @@ pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
         let search = Search { wish, model: &model, question: &question, costs: &quantized, overhead };
         let (mut allocation, mut placed) = match search.run()? {
             Ok(found) => found,
-            Err(missing) => return Ok(Answer::Short(short::changes(&search, missing)?)),
+            Err(missing) => return Ok(Answer::Short(short::too_large(&search, missing)?)),
         };
         if quantized.allocate(&question, u64::MAX).is_some_and(|best| best == allocation)
             && let Ok(found) = (Search { costs: &costs, ..search }).run()?
@@ -236,14 +237,7 @@ fn align(wish: &Wish) -> u32 {
 /// The formats to choose from: those that the target's engines run, and in which this tool writes.
 fn candidates(wish: &Wish) -> Result<Vec<&'static Format>> {
     let known = match (&wish.target, wish.container) {
-        // Linears that are fused must have one scheme, which allocation doesn't know.
-        (_, container) if container.packing().is_some() => {
-            let name = container.name();
-            return Err(Error::Usage(format!(
-                "types are not chosen for {name} yet: plan and shrink make gguf and mlx; `quantize --to {name}` takes one scheme \
-                 for all"
-            )));
-        }
+        (target, Container::CompressedTensors) => uniform::candidates(target.as_ref()),
         (Some(target), container) => target.formats(container),
         (None, Container::Gguf) => table::GGUF.to_vec(),
         (None, _) => table::MLX.to_vec(),
@@ -251,16 +245,23 @@ fn candidates(wish: &Wish) -> Result<Vec<&'static Format>> {
     // F32 is twice of what any source of such models has.
     let candidates: Vec<_> =
         known.into_iter().filter(|format| format.encode.is_some() && format.name != "f32").collect();
-    if candidates.is_empty() {
-        let target = wish.target.as_ref().map_or("", |target| &target.name);
-        let (container, other) = match wish.container {
-            Container::Gguf => ("GGUF", "mlx"),
-            container => (container.title(), "gguf"),
-        };
-        let problem = format!("no engine of {target} loads {container}; try --to {other}");
-        return Err(Error::Usage(problem));
+    if candidates.is_empty() { Err(no_engine(wish)) } else { Ok(candidates) }
+}
+
+/// Nothing on the target loads the container.
+fn no_engine(wish: &Wish) -> Error {
+    let (mut name, mut other, mut engines) = ("", Container::Gguf, Vec::new());
+    if let Some(target) = &wish.target {
+        name = &target.name;
+        other = target.engines.first().map_or(other, |engine| engine.container());
+        engines.extend(target.engines.iter().map(|engine| engine.name.as_str()));
     }
-    Ok(candidates)
+    Error::Usage(format!(
+        "no engine of {name} ({}) loads {}; try --to {}",
+        engines.join(", "),
+        wish.container.name(),
+        other.name()
+    ))
 }
 
 /// The mix or mode that names the type which most bytes are in.
@@ -296,6 +297,16 @@ impl Model {
             None
         };
         Ok(Model { hyper, cache, experts })
+    }
+
+    /// The same, if it runs in another way; `None` if it can't.
+    fn running(&self, run: Run) -> Option<Model> {
+        let cache = budget::cache(&self.hyper, &run).ok()?;
+        Some(Model { hyper: self.hyper.clone(), cache, experts: self.experts })
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.cache.iter().map(|layer| layer.bytes).sum()
     }
 
     fn speed(&self, wish: &Wish, job: &Job, placement: &Placement) -> Option<Range<f64>> {
@@ -377,8 +388,7 @@ impl Search<'_> {
         let files = self.wish.max_size.map_or(u64::MAX, |most| most.saturating_sub(self.overhead));
         let memory = self.wish.target.as_ref().map_or(u64::MAX, |target| {
             let host = target.host.as_ref().map_or(0, |host| host.usable);
-            let cache: u64 = self.model.cache.iter().map(|layer| layer.bytes).sum();
-            target.usable().saturating_add(host).saturating_sub(cache)
+            target.usable().saturating_add(host).saturating_sub(self.model.cache_bytes())
         });
         files.min(memory)
     }

@@ -10,7 +10,7 @@ use super::{
     file::{File, MacosLimit},
     host_reserve, less,
     machine::{self, System},
-    parse_size,
+    marlin, parse_size,
 };
 
 const PRESETS: &str = include_str!("targets.toml");
@@ -195,10 +195,10 @@ fn host(memory: u64) -> Device {
 
 /// A device of which `usable` bytes may be taken, whatever runs on it.
 fn any_engine(name: &str, usable: u64) -> Target {
-    let engine = |name: &str, kind, formats: &'static [_]| Engine {
+    let engine = |name: &str, kind, formats| Engine {
         name: name.to_owned(),
         kind,
-        formats: formats.to_vec(),
+        formats,
         sources: vec!["any engine: all formats of the container".to_owned()],
     };
     Target {
@@ -215,8 +215,9 @@ fn any_engine(name: &str, usable: u64) -> Target {
         }],
         host: None,
         engines: vec![
-            engine("llama.cpp", EngineKind::LlamaCpp(None), table::GGUF),
-            engine("mlx", EngineKind::Mlx, table::MLX),
+            engine("llama.cpp", EngineKind::LlamaCpp(None), table::GGUF.to_vec()),
+            engine("mlx", EngineKind::Mlx, table::MLX.to_vec()),
+            engine("vllm", EngineKind::Vllm, marlin()),
         ],
         page: ANY_PAGE,
         notes: Vec::new(),

@@ -46,6 +46,8 @@ enum Program {
     LlamaCpp,
     #[serde(rename = "mlx")]
     Mlx,
+    #[serde(rename = "vllm")]
+    Vllm,
 }
 
 #[derive(Deserialize)]
@@ -95,6 +97,8 @@ impl EngineEntry {
             (Program::LlamaCpp, None) => return Err((start, "llama.cpp needs a `backend`".to_owned())),
             (Program::Mlx, None) => EngineKind::Mlx,
             (Program::Mlx, Some(_)) => return Err((start, "mlx has no `backend`".to_owned())),
+            (Program::Vllm, None) => EngineKind::Vllm,
+            (Program::Vllm, Some(_)) => return Err((start, "vllm has no `backend`".to_owned())),
         };
         let mut formats = Vec::new();
         for name in &self.formats {
@@ -112,12 +116,16 @@ impl EngineEntry {
     }
 }
 
-/// The format of this name, with MLX's variants for scales of another type than BF16: an engine runs all of them or none.
+/// The format of this name, with the variants for scales of another type than BF16: MLX runs all of them, vLLM those of 16 bits.
 fn with_variants(program: Program, name: &str) -> Vec<&'static kernels::Format> {
     match program {
         Program::LlamaCpp => table::gguf(name).into_iter().collect(),
         Program::Mlx => {
             ["", "-f16", "-f32"].iter().filter_map(|end| table::mlx(&format!("{name}{end}"))).collect()
+        }
+        Program::Vllm => {
+            let variants = ["", "-f16"].map(|end| table::compressed_tensors(&format!("{name}{end}")));
+            variants.into_iter().flatten().collect()
         }
     }
 }

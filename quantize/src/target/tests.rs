@@ -48,7 +48,11 @@ fn presets_are_consistent_and_every_figure_has_a_source() {
         }
         for engine in &target.engines {
             assert!(!engine.sources.is_empty(), "{}", engine.name);
-            let known = if engine.container() == Container::Gguf { table::GGUF } else { table::MLX };
+            let known = match engine.kind {
+                EngineKind::LlamaCpp(_) => table::GGUF,
+                EngineKind::Mlx => table::MLX,
+                EngineKind::Vllm => table::COMPRESSED_TENSORS,
+            };
             assert!(engine.formats.iter().all(|format| known.contains(format)), "{}", engine.name);
             assert!(
                 engine.formats.len()
@@ -111,6 +115,36 @@ fn a_target_runs_what_every_engine_for_the_container_runs() {
     assert!(runs("atlas-300i-duo", Container::Gguf, "f16"));
     assert!(!runs("mtt-s4000", Container::Gguf, "q2_k"));
     assert!(runs("mtt-s4000", Container::Gguf, "q4_k"));
+}
+
+#[test]
+fn nvidias_cards_have_vllm_and_it_runs_symmetric_codes_with_scales_of_16_bits() {
+    let catalog = Catalog::presets();
+    let with_vllm: Vec<&str> = (catalog.targets.iter())
+        .filter(|target| target.engines.iter().any(|engine| engine.kind == EngineKind::Vllm))
+        .map(|target| target.name.as_str())
+        .collect();
+    assert_eq!(with_vllm, ["vram-48", "vram-24", "rtx-5090", "rtx-4090-48", "rtx-6000-ada", "rtx-pro-6000"]);
+    let vram = catalog.get("vram-48").expect("preset");
+    let formats = |target: &Target| {
+        let mut names: Vec<&str> =
+            target.formats(Container::CompressedTensors).iter().map(|format| format.name).collect();
+        names.sort_unstable();
+        names
+    };
+    let expected = [
+        "bf16",
+        "f16",
+        "w4a16-g128",
+        "w4a16-g128-f16",
+        "w4a16-g32",
+        "w4a16-g32-f16",
+        "w4a16-g64",
+        "w4a16-g64-f16",
+    ];
+    assert_eq!(formats(vram), expected);
+    assert_eq!(formats(&fit("37GiB").expect("size")), expected);
+    assert_eq!(formats(catalog.get("mac-studio-512").expect("preset")), [""; 0]);
 }
 
 #[test]
@@ -224,7 +258,8 @@ fn a_wrong_file_is_refused_at_its_line() {
         ("memory = \"48 GiB\"", "memory = \"48 GiB\"\nusable = \"49 GiB\"", 18, "more than its memory"),
         ("kind = \"card\"", "kind = \"unified\"", 15, "unified memory needs `usable`"),
         ("page = \"4 KiB\"", "page = \"5 KiB\"", 11, "a page is a power of two"),
-        ("[\"llama.cpp/cuda\"]", "[\"vllm\"]", 12, "no engine `vllm`, but llama.cpp/metal"),
+        ("[\"llama.cpp/cuda\"]", "[\"tgi\"]", 12, "no engine `tgi`, but llama.cpp/metal"),
+        ("program = \"llama.cpp\"", "program = \"vllm\"", 3, "vllm has no `backend`"),
         ("[\"llama.cpp/cuda\"]", "[]", 12, "a target needs an engine"),
         ("\"q8_0\"", "\"q9_0\"", 6, "no format `q9_0`"),
         ("backend = \"cuda\"", "", 3, "llama.cpp needs a `backend`"),

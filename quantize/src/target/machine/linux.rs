@@ -99,7 +99,8 @@ fn shared(catalog: &Catalog, name: &str, host: &Device) -> Device {
 /// NVIDIA's cards, by `nvidia-smi`. A GB10 has no memory of its own and reports `[N/A]`.
 fn nvidia(system: &dyn System, catalog: &Catalog, host: &Device) -> Option<Found> {
     let query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"];
-    let engines = engines(catalog, &["llama.cpp/cuda"]);
+    let engines =
+        engines(catalog, if runs_vllm(system) { &["llama.cpp/cuda", "vllm"] } else { &["llama.cpp/cuda"] });
     let Some(text) = system.run("nvidia-smi", &query) else {
         if system.list("/proc/driver/nvidia/gpus").is_empty() {
             return None;
@@ -118,6 +119,18 @@ fn nvidia(system: &dyn System, catalog: &Catalog, host: &Device) -> Option<Found
         Some(card(catalog, name, mib(total)?, mib(free)?, "nvidia-smi"))
     };
     Some(Found { devices: text.lines().filter_map(one).collect(), engines, notes: Vec::new() })
+}
+
+/// Whether all of NVIDIA's cards have the compute capability that vLLM's kernels for 4 bits need in every version, and BF16. A GB10
+/// does not tell vLLM how much memory is its own.
+fn runs_vllm(system: &dyn System) -> bool {
+    const LEAST: f32 = 8.0;
+    let query = ["--query-gpu=compute_cap,memory.total", "--format=csv,noheader,nounits"];
+    let suits = |line: &str| {
+        let (capability, memory) = line.split_once(',')?;
+        Some(capability.trim().parse::<f32>().ok()? >= LEAST && !memory.trim().starts_with('['))
+    };
+    system.run("nvidia-smi", &query).is_some_and(|text| text.lines().all(|line| suits(line) == Some(true)))
 }
 
 /// Graphics devices in /sys/class/drm: AMD's, whose driver tells their memory there, and others by their PCI id.

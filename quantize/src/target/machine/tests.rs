@@ -133,6 +133,20 @@ fn nvidia_cards_beside_a_host() {
     assert_eq!((second.usable, second.bandwidth), (0, None), "another program has it");
     assert_eq!(target.host.as_ref().expect("host").usable, 120 * GIB);
     assert_eq!((target.engines[0].name.as_str(), target.page), ("llama.cpp/cuda", 65536));
+    assert_eq!(target.engines.len(), 1, "the compute capability is not known");
+}
+
+#[test]
+fn vllm_needs_a_capability_of_every_card() {
+    let capability = "nvidia-smi --query-gpu=compute_cap,memory.total --format=csv,noheader,nounits";
+    let engines = |capabilities: &str| {
+        let smi = "NVIDIA GeForce RTX 4090, 24564, 24000\nNVIDIA TITAN V, 12288, 12000\n";
+        let target = linux(64, 60).command(SMI, smi).command(capability, capabilities).describe();
+        target.engines.iter().map(|engine| engine.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(engines("8.9, 24564\n8.0, 12288\n"), ["llama.cpp/cuda", "vllm"]);
+    assert_eq!(engines("8.9, 24564\n7.0, 12288\n"), ["llama.cpp/cuda"]);
+    assert_eq!(engines("12.1, [N/A]\n"), ["llama.cpp/cuda"]);
 }
 
 #[test]
