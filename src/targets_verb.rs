@@ -184,7 +184,10 @@ mod tests {
         assert_eq!(of("atlas-300i-duo"), "GGUF: f32, f16");
         assert_eq!(of("mtt-s4000"), "GGUF: all but q2_k");
         assert_eq!(of("dgx-spark"), "GGUF: all");
-        assert_eq!(of("rtx-5090"), "GGUF: all; compressed-tensors: all but f32");
+        assert_eq!(
+            of("rtx-5090"),
+            "GGUF: all; compressed-tensors: f16, bf16, w4a16-g32, w4a16-g64, w4a16-g128"
+        );
     }
 
     #[test]

@@ -104,3 +104,56 @@ fn mxfp4_moves_between_gguf_and_mlx() {
     let mut back = convert(&path("a.gguf"), "mlx", &path("again"));
     assert_eq!(formats(back.arg("--like").arg(&like)), ["\"mxfp4\""]);
 }
+
+/// The bytes of a folder's tensors by their names.
+fn tensors(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(folder.join("model.safetensors")).expect("a shard");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let names = json(&bytes[8..8 + header]);
+    let entries = names.as_object().expect("a header").iter().filter(|(name, _)| *name != "__metadata__");
+    let mut all: Vec<(String, Vec<u8>)> = entries
+        .map(|(name, entry)| {
+            let at = |i: usize| 8 + header + entry["data_offsets"][i].as_u64().expect("an offset") as usize;
+            (name.clone(), bytes[at(0)..at(1)].to_vec())
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn gptq_and_awq_come_back_from_every_container_that_holds_them() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = |name: &str| dir.path().join(name);
+    let like = model("tiny-llama");
+    run(&mut quantize(&like, "gptq", "w4a16-g32", &path("gptq")));
+    run(&mut quantize(&like, "awq", "w4a16-asym-g32", &path("awq")));
+    for (from, to, expected) in [
+        ("gptq", "gguf", "q4_0"),
+        ("gptq", "mlx", "4bit-g32-f16"),
+        ("gptq", "compressed-tensors", "w4a16-g32-f16"),
+        ("gptq", "awq", "w4a16-asym-g32-f16"),
+        ("gptq", "gptq-v2", "w4a16-g32-f16"),
+        // A zero point times a scale is no half float.
+        ("awq", "mlx", "4bit-g32-f32"),
+        ("awq", "compressed-tensors", "w4a16-asym-g32-f16"),
+    ] {
+        let (there, back) = (path(&format!("{from}-{to}")), path(&format!("{from}-{to}-{from}")));
+        let there = if to == "gguf" { there.with_extension("gguf") } else { there };
+        assert_eq!(formats(&mut convert(&path(from), to, &there)), [format!("\"{expected}\"")], "{from} to {to}");
+        let mut command = convert(&there, from, &back);
+        if to == "gguf" || to == "mlx" {
+            command.arg("--like").arg(&like);
+        }
+        run(&mut command);
+        let (first, last) = (tensors(&path(from)), tensors(&back));
+        for ((name, before), (same, after)) in first.iter().zip(&last) {
+            assert_eq!(name, same);
+            // Norms are F32 in a GGUF.
+            assert!(before == after || name.contains("norm"), "{name} of {from} by {to}");
+        }
+        assert_eq!(first.len(), last.len());
+    }
+    let message = fails(&mut convert(&path("awq"), "gguf", &path("x.gguf")), 1);
+    assert!(message.contains("q4_1") && message.contains('%'), "{message}");
+}
