@@ -159,9 +159,9 @@ fn vllm_takes_the_best_scheme_that_fits_its_share() {
     };
     let roomy = planned(&cards(&[1 << 40]));
     assert_eq!(formats(&roomy), "bf16");
-    let total = roomy.shares[0].budget.total().high;
-    let tight = planned(&cards(&[(total - MIB) * 10 / 9]));
-    assert!(formats(&tight).starts_with("w4a16"), "16 bits are a little too much");
+    let most = Some(roomy.job.file_bytes() - 1);
+    let tight = planned(&Wish { max_size: most, ..cards(&[2 << 30]) });
+    assert_eq!(formats(&tight), "w4a16-g32", "16 bits are a little too much");
     for share in &tight.shares {
         assert!(share.budget.total().high <= share.usable, "{share:?}");
     }

@@ -176,7 +176,7 @@ fn vllm_gets_the_scheme_that_loses_least_of_those_that_fit() {
         String::from_utf8(run(&mut on("plan", "tiny-llama", "--fit vram-48 --engine vllm --kv q8_0")).stdout)
             .expect("text");
     for words in [
-        "vllm serve tiny-llama --max-model-len 8192 --gpu-memory-utilization 0.90 --max-num-seqs 1 \
+        "vllm serve tiny-llama --max-model-len 2048 --gpu-memory-utilization 0.90 --max-num-seqs 1 \
          --max-num-batched-tokens 2048 --kv-cache-dtype fp8",
         "8192 tokens, fp8",
         "--fit vram-48 --engine vllm --context 8192 --kv q8_0",
@@ -212,7 +212,7 @@ fn what_is_made_for_vllm_is_verified_and_says_how_to_serve_it() {
         serde_json::from_slice(&fs::read(out.join("config.json")).expect("config.json")).expect("JSON");
     assert_eq!(config["quantization_config"]["format"], "pack-quantized");
     let card = fs::read_to_string(out.join("README.md")).expect("card");
-    for words in ["vllm serve . --max-model-len 8192", "`w4a16-g", "for the linears of attention and MLPs"] {
+    for words in ["vllm serve . --max-model-len 2048", "`w4a16-g", "for the linears of attention and MLPs"] {
         assert!(card.contains(words), "{words} in\n{card}");
     }
     sums_hold(&out);

@@ -32,7 +32,7 @@ const SHARE: u64 = 90;
 /// `vllm/engine/arg_utils.py`); on others it is told so, for more takes memory from the cache.
 const BATCHED_TOKENS: u64 = 2048;
 
-/// Heads of Marlin's partial sums: multiprocessors of the largest card (RTX PRO 6000: 188), rows and columns of a tile
+/// Of Marlin's partial sums: multiprocessors of the largest card (RTX PRO 6000: 188), rows and columns of a tile
 /// (`max_c_tmp_size` in `csrc/quantization/marlin/marlin.cu`), with experts four blocks on each (`csrc/moe/marlin_moe_wna16/ops.cu`).
 const PROCESSORS: u128 = 192;
 const TILE: u128 = 64 * 256;
@@ -233,11 +233,11 @@ pub fn part(layer: &LayerCache, cards: u64) -> LayerCache {
 pub fn budget(hyper: &Hyper, run: &Run, cache: &[LayerCache], loaded: &Loaded, cards: u64) -> Result<Budget> {
     let cache: Vec<LayerCache> = cache.iter().map(|layer| part(layer, cards)).collect();
     let mut all = buffers(hyper, &Model::read(hyper, run)?, run, cards)?;
-    all.push(buffer(
-        "padding",
-        exactly(padding(&cache).into())?,
-        "layers that groups of equal length lack".into(),
-    ));
+    let padding = padding(&cache);
+    if padding > 0 {
+        let basis = "layers that groups of equal length lack".to_owned();
+        all.push(buffer("padding", Bytes::exactly(padding), basis));
+    }
     if loaded.linears > 0 {
         let locks = LOCKS * u128::from(loaded.linears);
         let blocks = if loaded.has_experts { EXPERT_BLOCKS } else { 1 };
@@ -350,6 +350,17 @@ pub fn check_rows(outputs: &[OutputTensor], formats: &[&'static Format], cards: 
         }
     }
     Ok(())
+}
+
+/// The run with no more tokens than vLLM allows: what the model was made for, times what its rotations are stretched by
+/// (`_get_and_verify_max_len` in `vllm/config/model.py`).
+///
+/// # Errors
+/// If metadata can't be.
+pub fn allowed(hyper: &Hyper, run: &Run) -> Result<Run> {
+    let Some(made_for) = hyper.optional_count("context_length")? else { return Ok(*run) };
+    let stretched = hyper.optional_number("rope.scaling.factor")?.unwrap_or(1.0).max(1.0);
+    Ok(Run { context: run.context.min((made_for as f64 * stretched) as u64), ..*run })
 }
 
 /// The engine's options.

@@ -85,7 +85,7 @@ impl Uniform {
             budget: budget.clone(),
         });
         let percent = taken.iter().map(|&(percent, _)| percent).min().unwrap_or(0);
-        let flags = vllm::flags(&wish.run, percent, cards);
+        let flags = vllm::flags(&vllm::allowed(&model.hyper, &wish.run)?, percent, cards);
         Ok(Ok(Placed { placement, shares: shares.collect(), flags }))
     }
 

@@ -231,6 +231,16 @@ fn graphs_are_captured_of_as_many_sizes_as_vllm_lists() {
 }
 
 #[test]
+fn no_more_tokens_than_the_model_was_made_for() {
+    let allowed = |more: &str| {
+        let config = LLAMA_8B.replace("\"vocab_size\"", &format!("{more} \"vocab_size\""));
+        allowed(&hyper(&config), &Run { context: 131_072, ..run() }).expect("run").context
+    };
+    assert_eq!(allowed("\"max_position_embeddings\": 8192,"), 8192);
+    assert_eq!(allowed("\"max_position_embeddings\": 262144,"), 131_072);
+}
+
+#[test]
 fn flags_say_how_it_was_planned() {
     let run = Run { parallel: 4, kv: KvType::Q8_0, ..run() };
     assert_eq!(
