@@ -39,10 +39,9 @@ pub fn scale_of(source: &dyn TensorSource, weight: &str) -> Option<TensorId> {
     SUFFIXES.iter().find_map(|suffix| source.find(&format!("{weight}{suffix}")))
 }
 
-/// The FP8 weight that a tensor of that name would scale, if there is one.
+/// The tensor that one of that name would scale, if there is one.
 pub fn weight_of(source: &dyn TensorSource, scale: &str) -> Option<TensorId> {
-    let weights = SUFFIXES.iter().filter_map(|suffix| source.find(scale.strip_suffix(suffix)?));
-    weights.into_iter().find(|&weight| source.meta(weight).dtype == Dtype::F8E4M3)
+    SUFFIXES.iter().find_map(|suffix| source.find(scale.strip_suffix(suffix)?))
 }
 
 /// Whether a tensor of that name scales activations.

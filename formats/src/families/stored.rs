@@ -5,7 +5,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::output::{Class, Content, OutputTensor};
 use crate::scales;
-use crate::tensor::{TensorId, TensorSource};
+use crate::tensor::{Dtype, TensorId, TensorSource};
 
 /// Every tensor of the checkpoint as it is, for a container of Hugging Face's names: those of the language model in order of
 /// execution, then what else there is (encoders, layers that predict further tokens). Only the linears of attention and of MLPs can
@@ -44,7 +44,8 @@ pub fn as_stored(config: &ModelConfig, source: &dyn TensorSource) -> Result<Vec<
         }
     }
     for (id, meta) in source.tensors().iter().enumerate() {
-        let is_scale = scales::weight_of(source, &meta.name).is_some()
+        let weight = scales::weight_of(source, &meta.name);
+        let is_scale = weight.is_some_and(|weight| source.meta(weight).dtype == Dtype::F8E4M3)
             || (config.quantization.is_some() && scales::is_of_activations(&meta.name));
         let is_tied_head = config.tie == Some(true) && meta.name.ends_with("lm_head.weight");
         if !is_scale && !is_tied_head && !meta.name.ends_with(".rotary_emb.inv_freq") {

@@ -440,8 +440,9 @@ fn contradictions_are_named() {
     assert!(message.contains("`model_type` is `mamba9`; known are deepseek_v3, g"), "{message}");
 
     let text = std::fs::read_to_string(&good.path).unwrap();
-    let gptq = parse(&text.replacen('{', r#"{"quantization_config": {"quant_method": "gptq"},"#, 1));
-    assert!(refused(&gptq, &llama()).contains("is `gptq`; give the full-precision checkpoint"));
+    let hqq = parse(&text.replacen('{', r#"{"quantization_config": {"quant_method": "hqq"},"#, 1));
+    let message = refused(&hqq, &llama());
+    assert!(message.contains("is `hqq`; read are fp8") && message.contains("full-precision"), "{message}");
     plan(&good, &llama().with("model.layers.0.self_attn.rotary_emb.inv_freq", &[32]), Target::Gguf).unwrap();
 }
 
