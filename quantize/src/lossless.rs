@@ -170,7 +170,7 @@ impl Offer<'_> {
         let rank = |format: &&'static Format| {
             let from = group.first().map(|one| one.parts[0].1);
             let bits = (format.bits_per_weight() * 1e6) as u64;
-            (from != Some(*format), bits, !from.is_some_and(|from| is_decoded_alike(from, format)))
+            (bits, from != Some(*format), !from.is_some_and(|from| is_decoded_alike(from, format)))
         };
         candidates.sort_by_key(rank);
         candidates

@@ -140,7 +140,11 @@ fn gptq_and_awq_come_back_from_every_container_that_holds_them() {
     ] {
         let (there, back) = (path(&format!("{from}-{to}")), path(&format!("{from}-{to}-{from}")));
         let there = if to == "gguf" { there.with_extension("gguf") } else { there };
-        assert_eq!(formats(&mut convert(&path(from), to, &there)), [format!("\"{expected}\"")], "{from} to {to}");
+        assert_eq!(
+            formats(&mut convert(&path(from), to, &there)),
+            [format!("\"{expected}\"")],
+            "{from} to {to}"
+        );
         let mut command = convert(&there, from, &back);
         if to == "gguf" || to == "mlx" {
             command.arg("--like").arg(&like);
