@@ -17,7 +17,7 @@ use kernels::w4a16_asym::w4a16_asym;
 
 use crate::arrangement::{Arrangement, Eights, IN_ORDER, Order};
 use crate::compressed_schemes::{Kind, Schemes};
-use crate::compressed_tensors::{PACKED, SCALE, SHAPE, WEIGHT};
+use crate::compressed_tensors::{DIVISOR, PACKED, SCALE, SHAPE, WEIGHT};
 use crate::decoded::Decoding;
 use crate::error::Result;
 use crate::joined::{Convention, Joined, Plane, Stated, Whole, malformed};
@@ -28,7 +28,6 @@ use crate::scales::is_of_activations;
 use crate::tensor::{Dtype, TensorId, TensorMeta, TensorSource};
 
 const ZEROS: &str = ".weight_zero_point";
-const DIVISOR: &str = ".weight_global_scale";
 const INDEX: &str = ".weight_g_idx";
 
 /// The [`Reader`](crate::packed::Reader).

@@ -4,10 +4,16 @@
 //!
 //! A quantized weight `X.weight` [N, K] is `X.weight_packed` (codes, in I32 words [N, K/8]), `X.weight_scale` [N, K/g] and
 //! `X.weight_shape` (I64 [2]: N and K), and with zero points `X.weight_zero_point` (I32 [N/8, K/g], rounded up, eight rows in a word).
-//! In MXFP4 it is `X.weight_packed` (U8 [N, K/2]) and `X.weight_scale` (U8 [N, K/32], exponents).
+//! In MXFP4 it is `X.weight_packed` (U8 [N, K/2]) and `X.weight_scale` (U8 [N, K/32], exponents), in NVFP4 the same with
+//! `X.weight_scale` (E4M3 [N, K/16]) and what that is divided by, `X.weight_global_scale` (F32 [1]).
 //! [`join`](crate::compressed_folder::join) reads them.
 
-use kernels::{Format, mxfp4::MLX_MXFP4, table, w4a16_asym};
+use kernels::{
+    Format,
+    mxfp4::MLX_MXFP4,
+    nvfp4::{COMPRESSED_NVFP4, GLOBAL_SCALE},
+    table, w4a16_asym,
+};
 use serde_json::{Map, Value, json};
 
 use crate::arrangement::{Eights, IN_ORDER, Order};
@@ -20,10 +26,12 @@ pub(crate) const PACKED: &str = ".weight_packed";
 pub(crate) const SCALE: &str = ".weight_scale";
 pub(crate) const SHAPE: &str = ".weight_shape";
 pub(crate) const ZERO_POINT: &str = ".weight_zero_point";
+pub(crate) const DIVISOR: &str = ".weight_global_scale";
 
 /// compressed-tensors' names of what is written here.
 const INTEGERS: &str = "pack-quantized";
 const MXFP4: &str = "mxfp4-pack-quantized";
+const NVFP4: &str = "nvfp4-pack-quantized";
 const MIXED: &str = "mixed-precision";
 
 /// compressed-tensors.
@@ -45,6 +53,13 @@ fn is_asymmetric(format: &Format) -> bool {
 
 fn parts(linear: &Linear) -> Option<Vec<Part>> {
     let (rows, columns, groups) = (linear.rows, linear.columns, linear.groups());
+    if *linear.format == COMPRESSED_NVFP4 {
+        return Some(vec![
+            Part::new(PACKED, "U8", &[rows, columns / 2], Holds::Plane(0)),
+            Part::new(SCALE, "F8_E4M3", &[rows, groups], Holds::Plane(1)),
+            Part::new(DIVISOR, "F32", &[1], Holds::Bytes(GLOBAL_SCALE.to_le_bytes().to_vec())),
+        ]);
+    }
     if *linear.format == MLX_MXFP4 {
         return Some(vec![
             Part::new(PACKED, "U8", &[rows, columns / 2], Holds::Plane(0)),
@@ -71,10 +86,7 @@ fn quantization(modules: &Modules<'_>) -> Value {
         let weights = weights(format);
         match schemes.iter_mut().find(|(_, known, _)| *known == weights) {
             Some((_, _, modules)) => modules.push(module),
-            None => {
-                let packed = if *format == MLX_MXFP4 { MXFP4 } else { INTEGERS };
-                schemes.push((packed, weights, vec![module]));
-            }
+            None => schemes.push((packed_as(format), weights, vec![module])),
         }
     }
     let (is_only, first) = (schemes.len() == 1, schemes[0].0);
@@ -101,14 +113,25 @@ fn quantization(modules: &Modules<'_>) -> Value {
     })
 }
 
+/// compressed-tensors' name for how a format is stored.
+fn packed_as(format: &Format) -> &'static str {
+    if *format == MLX_MXFP4 {
+        MXFP4
+    } else if *format == COMPRESSED_NVFP4 {
+        NVFP4
+    } else {
+        INTEGERS
+    }
+}
+
 /// The `QuantizationArgs` of a format.
 fn weights(format: &Format) -> Value {
-    let is_float = *format == MLX_MXFP4;
+    let (is_float, has_divisor) = (packed_as(format) != INTEGERS, *format == COMPRESSED_NVFP4);
     let mut weights = json!({
         "num_bits": 4,
         "type": if is_float { "float" } else { "int" },
         "symmetric": !is_asymmetric(format),
-        "strategy": "group",
+        "strategy": if has_divisor { "tensor_group" } else { "group" },
         "group_size": format.block,
         "block_structure": null,
         "dynamic": false,
@@ -118,7 +141,7 @@ fn weights(format: &Format) -> Value {
     });
     // Older versions refuse what they don't know.
     if is_float {
-        weights["scale_dtype"] = "torch.uint8".into();
+        weights["scale_dtype"] = if has_divisor { "torch.float8_e4m3fn" } else { "torch.uint8" }.into();
     }
     weights
 }

@@ -10,7 +10,7 @@ use crate::iquants::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 use crate::mlx_affine;
 use crate::mxfp4::{MLX_MXFP4, MXFP4};
 use crate::mxfp8::MLX_MXFP8;
-use crate::nvfp4::{MLX_NVFP4, NVFP4};
+use crate::nvfp4::{COMPRESSED_NVFP4, MLX_NVFP4, NVFP4};
 use crate::q2_k::Q2_K;
 use crate::q3_k::Q3_K;
 use crate::q4_0::{Q4_0, Q5_0};
@@ -45,14 +45,14 @@ pub static MLX: &[&Format] = &{
 
 /// The schemes of compressed-tensors, and the types of weights without one (`w4a16-g128`, `mxfp4`, `bf16`).
 pub static COMPRESSED_TENSORS: &[&Format] = &{
-    let mut all = [&F32; 4 + 18];
-    (all[1], all[2], all[3]) = (&F16, &BF16, &MLX_MXFP4);
+    let mut all = [&F32; 5 + 18];
+    (all[1], all[2], all[3], all[4]) = (&F16, &BF16, &MLX_MXFP4, &COMPRESSED_NVFP4);
     let groups =
         [(&w4a16::BF16, &w4a16_asym::BF16), (&w4a16::F16, &w4a16_asym::F16), (&w4a16::F32, &w4a16_asym::F32)];
     let mut i = 0;
     while i < 9 {
-        all[4 + i] = &groups[i / 3].0[i % 3];
-        all[13 + i] = &groups[i / 3].1[i % 3];
+        all[5 + i] = &groups[i / 3].0[i % 3];
+        all[14 + i] = &groups[i / 3].1[i % 3];
         i += 1;
     }
     all

@@ -65,7 +65,11 @@ macro_rules! row {
                 store: |indices, planes| pack_eights::<4>(indices, planes[0]),
                 // An offset is no number of its own.
                 rescale: None,
-                moves: Some(&Moves {
+                // A zero point times a scale in single precision is no single one: no other format can hold it.
+                moves: if $bytes == 4 {
+                    None
+                } else {
+                    Some(&Moves {
                     load: |planes, codes| unpack(4, planes[0], codes),
                     store: |codes, planes| pack_eights::<4>(codes, planes[0]),
                     set: |scales, offsets, planes| {
@@ -75,7 +79,8 @@ macro_rules! row {
                             && (0.0..=MOST as f32).contains(&zero)
                             && f64::from(zero) * f64::from(scales[0]) == -f64::from(offsets[0])
                     },
-                }),
+                })
+                },
             }),
             shader: shader::<$scale>,
         }
