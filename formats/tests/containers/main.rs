@@ -10,6 +10,7 @@ mod mlx;
 mod mlx_folder;
 mod safetensors;
 mod scales;
+mod stacked;
 mod stored;
 mod summary;
 
