@@ -142,6 +142,10 @@ impl Pass<'_> {
                 continue;
             }
             let segments = segments(self.source, output, index)?;
+            // Segments are noted with ranges of bytes, which rows that lie apart have not.
+            debug_assert!(
+                segments.len() <= 1 || self.layout.arranged.keys().all(|(tensor, _)| *tensor != index)
+            );
             let mut found = vec![None; segments.len()];
             for part in parts.remove(&*output.name).into_iter().flatten() {
                 found[part.segment] = Some(Stats::noted(&part.entry));

@@ -14,6 +14,7 @@ mod mlx_folder;
 mod packed;
 mod safetensors;
 mod scales;
+mod stacked;
 mod stored;
 mod summary;
 
