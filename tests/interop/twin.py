@@ -63,7 +63,8 @@ def load(folder, dtype):
     """The model, and what of the checkpoint and of the model found no counterpart."""
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    return model.eval(), lost
+    # Merged experts keep the type of their scales.
+    return model.to(dtype).eval(), lost
 
 
 def quantize(halfbyte, checkpoint, to, format, out):
