@@ -40,8 +40,11 @@ pub struct Moves {
     /// Writes them, and leaves scales and offsets.
     pub store: fn(codes: &[u8], planes: &mut [&mut [u8]]),
     /// Sets the scale and the offset of each group of one block, if it can hold just these: whether it can.
-    pub set: fn(scales: &[f32], offsets: &[f32], planes: &mut [&mut [u8]]) -> bool,
+    pub set: Set,
 }
+
+/// Sets scales and offsets of one block, and tells whether they are just these.
+pub type Set = fn(scales: &[f32], offsets: &[f32], planes: &mut [&mut [u8]]) -> bool;
 
 /// Multiplies the scales and the offsets of one block by these factors.
 pub type Rescale = fn(factors: [f32; 2], planes: &mut [&mut [u8]]);
