@@ -48,7 +48,7 @@ pub fn join(quantization: &Quantization, stored: Safetensors) -> Result<Joined> 
         }
         let has_codes = |module: &str| stored.find(&format!("{module}{PACKED}")).is_some();
         let is_part = |end: &&str| meta.name.strip_suffix(end).is_some_and(has_codes);
-        if [SCALE, SHAPE, ZEROS, DIVISOR].iter().any(|end| is_part(&end)) || is_of_activations(&meta.name) {
+        if [SCALE, SHAPE, ZEROS, DIVISOR].iter().any(is_part) || is_of_activations(&meta.name) {
             continue;
         }
         if meta.dtype == Dtype::F8E4M3 && meta.name.ends_with(WEIGHT) {

@@ -375,15 +375,13 @@ pub enum Error {
 
     /// Scales of a shape that does not fit the weight.
     #[error(
-        "{scale} has the shape {found:?}, but {weight} {shape:?} in blocks of {block:?} needs {expected:?}, or one for each row, or \
-         a single one: compare weight_block_size in config.json"
+        "{scale} has the shape {found:?}, but its weight of {shape:?} in blocks of {block:?} needs {expected:?}, or one for each row, \
+         or a single one: compare weight_block_size in config.json"
     )]
     ScaleShape {
         /// The scales.
         scale: String,
-        /// The weight.
-        weight: String,
-        /// Its shape.
+        /// The shape of their weight.
         shape: Vec<u64>,
         /// Rows and columns of a block.
         block: [u64; 2],

@@ -89,7 +89,10 @@ impl Said<'_> {
         let columns =
             words.checked_mul(8).filter(|columns| scale_rows == rows && columns.is_multiple_of(groups));
         let Some(columns) = columns.filter(|_| zero_words == [groups, rows.div_ceil(8)]) else {
-            return Err(contradiction("don't belong together as codes of 4 bits in groups"));
+            return Err(match zero_words[1].saturating_mul(32) / rows {
+                bits @ (2 | 3 | 8) => contradiction(&format!("have {bits} bits: read are 4")),
+                _ => contradiction("don't belong together as codes of 4 bits in groups"),
+            });
         };
         let (group, is_one) = (columns / groups, groups == 1);
         self.quantization.check_group(group, is_one).map_err(|what| contradiction(&what))?;

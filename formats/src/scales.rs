@@ -159,7 +159,6 @@ fn pair(source: &dyn TensorSource, weight: &TensorMeta, block: [u64; 2]) -> Resu
     } else {
         Err(Error::ScaleShape {
             scale: meta.name.clone(),
-            weight: weight.name.clone(),
             shape: weight.shape.clone(),
             block,
             expected,

@@ -30,7 +30,7 @@ fn open(tensors: &[Entry], format: &str) -> Result<Joined, Error> {
 
 /// [2, 64] codes, all of them in order over and over; the first of a pair in the low bits.
 fn codes() -> Entry {
-    let byte = |i: usize| ((2 * i) % 16 | (2 * i + 1) % 16 << 4) as u8;
+    let byte = |i: usize| (2 * i % 16 + (2 * i + 1) % 16 * 16) as u8;
     ("a.weight_packed", "U8", &[2, 32], (0..64).map(byte).collect())
 }
 

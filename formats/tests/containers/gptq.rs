@@ -184,7 +184,7 @@ fn what_is_missing_or_contradicts_is_named() {
     refused(&of_16, &|q| q["group_size"] = 16.into(), &["groups of 16", "32, 64 and 128"]);
     // Where modules may differ, tensors decide: here they have 8 bits.
     let of_8_bits = |t: &mut Vec<Entry>| t[1] = ("a.qzeros", "I32", &[2, 4], vec![0; 32]);
-    refused(&of_8_bits, &|q| q["dynamic"] = json!({}), &["[2, 4]", "4 bits"]);
+    refused(&of_8_bits, &|q| q["dynamic"] = json!({}), &["a.qzeros I32 [2, 4]", "have 8 bits"]);
 }
 
 /// The tensors of a qwen3_moe of one layer and two experts, whose linears are in GPTQ.

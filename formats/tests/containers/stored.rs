@@ -8,6 +8,7 @@ use halfbyte_formats::{Content, OutputTensor, TensorSource};
 use kernels::Isa;
 use kernels::fp8::widen_block_scaled;
 
+use crate::packed::{self, bf16};
 use crate::{folder, safetensors_file};
 
 /// A matrix of 6 × 8 in BF16, and one of 6 × 8 in FP8 with scales for blocks of 4 × 4.
@@ -87,4 +88,27 @@ fn rows_of_no_one_form_have_none() {
     {
         assert_eq!(Stored::of(&source, &scales, &tensor(&source, parts)), None);
     }
+}
+
+/// Devices decode blocks of FP8 that are at most 128 long.
+#[test]
+fn a_scale_of_a_row_is_stated_for_each_part_of_it() {
+    let tensors = [
+        ("a.weight", "F8_E4M3", &[2, 256][..], vec![0x38; 512]),
+        ("a.weight_scale", "BF16", &[2, 1], [0.5, 3.0].into_iter().flat_map(bf16).collect()),
+    ];
+    let folder = packed::folder(&tensors, &serde_json::json!({}));
+    let source = Safetensors::open_folder(folder.path()).unwrap();
+    let scales = Scales::find(&source, [128, 128]).unwrap();
+    let id = source.find("a.weight").unwrap();
+    let part = Part { source: id, columns: 256, rows: 0..2, map: Map::Identity };
+    let (shape, content) = (vec![2, 256], Content::Parts(vec![part]));
+    let name = "t".to_owned();
+    let tensor = OutputTensor { name, shape, class: Class::Other, layer: None, quantizable: true, content };
+    let stored = Stored::of(&source, &scales, &tensor).unwrap();
+    assert_eq!((stored, stored.planes(256)), (Stored::Fp8 { block: 128 }, vec![256, 8]));
+    let mut planes = vec![Vec::new(); 2];
+    stored.read(&source, &scales, &tensor, 0..2, &mut planes).unwrap();
+    let expected: Vec<u8> = [0.5f32, 0.5, 3.0, 3.0].into_iter().flat_map(f32::to_le_bytes).collect();
+    assert_eq!(planes, [vec![0x38; 512], expected]);
 }
