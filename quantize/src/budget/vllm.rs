@@ -213,7 +213,7 @@ fn is_loaded(output: &OutputTensor, layers: usize) -> bool {
     let layer = parts.find(|part| *part == "layers").and_then(|_| parts.next()?.parse::<usize>().ok());
     // Encoders have layers of their own, in whatever number.
     let is_language = !output.name.contains("vision") && !output.name.contains("audio");
-    !predicts && !(is_language && layer.is_some_and(|layer| layer >= layers))
+    !(predicts || is_language && layer.is_some_and(|layer| layer >= layers))
 }
 
 /// What of a layer's cache is on each of `cards`: heads are divided, latents are on all of them.
