@@ -206,14 +206,15 @@ fn is_on_all(class: Class) -> bool {
     )
 }
 
-/// Layers that predict further tokens are not loaded, unless they are asked for.
+/// Layers that predict further tokens are not loaded, unless they are asked for. Encoders are, and have layers of their own, in
+/// whatever number.
 fn is_loaded(output: &OutputTensor, layers: usize) -> bool {
-    let mut parts = output.name.split('.');
-    let predicts = output.name.split('.').any(|part| part == "mtp");
-    let layer = parts.find(|part| *part == "layers").and_then(|_| parts.next()?.parse::<usize>().ok());
-    // Encoders have layers of their own, in whatever number.
-    let is_language = !output.name.contains("vision") && !output.name.contains("audio");
-    !(predicts || is_language && layer.is_some_and(|layer| layer >= layers))
+    let is_encoder = output.name.contains("vision") || output.name.contains("audio");
+    let mut parts = output.name.split('.').skip_while(|part| *part != "layers").skip(1);
+    let is_beyond =
+        parts.next().and_then(|part| part.parse().ok()).is_some_and(|layer: usize| layer >= layers);
+    let predicts = output.name.split('.').any(|part| part == "mtp") || is_beyond;
+    is_encoder || !predicts
 }
 
 /// What of a layer's cache is on each of `cards`: heads are divided, latents are on all of them.
