@@ -50,7 +50,7 @@ fn gptq_stores_columns_zeros_that_are_known_and_groups() {
         ];
         assert_eq!(tensors, due);
         let known: Vec<_> = layout.known[&0].iter().map(|known| (known.fill, known.at.len)).collect();
-        assert_eq!(known, [(Fill::Byte(zeros), 16), (Fill::Groups(128), 1024)]);
+        assert_eq!(known, [(Fill::Groups(128), 1024), (Fill::Byte(zeros), 16)], "as they lie in the file");
         assert_eq!(layout.arranged[&(0, 0)].order, Order::Transposed { unit: 4 });
         assert_eq!(layout.arranged[&(0, 1)].order, Order::Transposed { unit: 2 });
         assert_eq!(layout.tensor_bytes(0), 2048 + 64 + 16 + 1024);
