@@ -5,6 +5,7 @@ mod calibration;
 mod check_verb;
 mod convert_verb;
 mod devices_verb;
+mod engine;
 mod fetch_verb;
 mod formats_verb;
 mod inspect;

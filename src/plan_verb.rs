@@ -1,11 +1,6 @@
 //! `halfbyte plan`.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io::Write, path::PathBuf};
 
 use anyhow::{Context, Result};
 use formats::output::Class;
@@ -15,13 +10,13 @@ use quantize::{
     fit::{self, Answer, Basis, Fit, Rung, Share, Short, Wish},
     placement::Place,
     plan::Container,
-    target::{Catalog, Target, machine::ThisMachine, size},
+    target::{Catalog, machine::ThisMachine, size},
 };
 use serde_json::{Value, json};
 use verify::text::significant;
 
 use crate::{
-    args, calibration,
+    args, calibration, engine,
     interrupt::interruptible,
     source::{self, Need},
     table::{print_json, table},
@@ -81,55 +76,13 @@ pub fn wish(args: &args::Fit, basis: Basis) -> Result<Wish> {
         Some(text) => Some(catalog.fit(text, &ThisMachine).map_err(Error::from)?),
         None => None,
     };
-    let engine = engine(args, target.as_ref())?;
+    let engine = engine::chosen(args, target.as_ref())?;
     let run = Run { engine, context: args.context, parallel: args.parallel, kv: KvType::find(&args.kv)? };
     if target.is_none() && args.max_size.is_none() {
         return Err(Error::Usage("give --fit TARGET, --max-size BYTES, or both".into()).into());
     }
     let container = engine.container();
     Ok(Wish { target, run, container, max_size: args.max_size, shard_size: None, basis, calibration: None })
-}
-
-/// What is to run it: as the user says by its name or by the container, or what the target has.
-fn engine(args: &args::Fit, target: Option<&Target>) -> Result<Engine> {
-    let container = args.to.map(Container::from);
-    match (args.engine.map(Engine::from), container) {
-        (Some(engine), Some(container)) if engine.container() != container => Err(Error::Usage(format!(
-            "--engine {} loads {}, not {}: leave --to away",
-            engine.name(),
-            engine.container().name(),
-            container.name()
-        ))
-        .into()),
-        (Some(engine), _) => Ok(engine),
-        (None, Some(container)) if container.engine().container() != container => Err(Error::Usage(format!(
-            "types are chosen for gguf, mlx and compressed-tensors; `quantize --to {}` takes one scheme for all",
-            container.name()
-        ))
-        .into()),
-        (None, Some(container)) => Ok(container.engine()),
-        (None, None) => {
-            let has_mlx_alone = target
-                .is_some_and(|target| target.engines.iter().all(|engine| engine.program() == Engine::Mlx));
-            Ok(if has_mlx_alone { Engine::Mlx } else { Engine::LlamaCpp })
-        }
-    }
-}
-
-/// The command that runs the model, at `path`, on its target.
-pub fn command(path: &Path, wish: &Wish, fit: &Fit) -> String {
-    let name = path.display();
-    let command = match wish.run.engine {
-        Engine::LlamaCpp => format!("llama-server -m {name} {}", shell(&fit.flags)),
-        Engine::Mlx => format!("mlx_lm.generate --model {name} --prompt 'Hello' --max-tokens 256"),
-        Engine::Vllm => format!("vllm serve {name} {}", shell(&fit.flags)),
-    };
-    command.trim_end().to_owned()
-}
-
-/// What a loader is given: the model's first file, or its folder.
-pub fn first_file(fit: &Fit) -> PathBuf {
-    fit.job.first_file()
 }
 
 /// One screen: whether it fits, what becomes what, how fast it would be.
@@ -177,7 +130,7 @@ fn print_fit(args: &args::Plan, name: &str, wish: &Wish, fit: &Fit) -> Result<()
     print_summary(name, wish, fit)?;
     let mut out = std::io::stdout().lock();
     if !fit.flags.is_empty() {
-        writeln!(out, "run    {}", command(&first_file(fit), wish, fit))?;
+        writeln!(out, "run    {}", engine::command(&fit.job.first_file(), wish, fit))?;
     }
     match &args.recipe {
         Some(path) => writeln!(

@@ -19,6 +19,7 @@
 pub mod allocate;
 pub mod budget;
 pub mod calibrate;
+mod container;
 pub mod encode;
 pub mod error;
 pub mod fit;

@@ -16,10 +16,7 @@ use quantize::{
 use verify::{Outcome, text::significant};
 
 use super::front_matter::front_matter;
-use crate::{
-    plan_verb::{command, first_file},
-    text,
-};
+use crate::{engine::command, text};
 
 /// What a card is made of.
 pub struct Subject<'a> {
@@ -136,7 +133,7 @@ fn types(card: &mut String, fit: &Fit) -> std::fmt::Result {
 
 /// How it is started, and what it takes then.
 fn run(card: &mut String, wish: &Wish, fit: &Fit) -> std::fmt::Result {
-    let model = first_file(fit);
+    let model = fit.job.first_file();
     let here = match wish.container {
         Container::Gguf => Path::new(model.file_name().unwrap_or_default()),
         _ => Path::new("."),

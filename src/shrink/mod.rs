@@ -28,9 +28,9 @@ use serde_json::{Value, json};
 use verify::{Input, Options, Outcome, Precision, Processor, report};
 
 use crate::{
-    args, calibration,
+    args, calibration, engine,
     interrupt::interruptible,
-    plan_verb::{self, first_file},
+    plan_verb,
     publish_verb::tell,
     quantize_verb,
     source::{self, Need},
@@ -159,7 +159,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         let plan = plan_verb::fits_json(&wish, &fit);
         let quantized: Option<Value> = written.as_ref().map(quantize_verb::Done::json);
         return print_json(&json!({
-            "out": args.out, "model": first_file(&fit), "plan": plan, "quantized": quantized, "verification": verification,
+            "out": args.out, "model": fit.job.first_file(), "plan": plan, "quantized": quantized, "verification": verification,
             "published": published,
         }));
     }
@@ -172,7 +172,7 @@ pub fn run(args: &args::Shrink) -> Result<()> {
         sums::NAME
     )?;
     if gone.is_empty() {
-        writeln!(out, "run it: {}", plan_verb::command(&first_file(&fit), &wish, &fit))?;
+        writeln!(out, "run it: {}", engine::command(&fit.job.first_file(), &wish, &fit))?;
     }
     drop(out);
     match (&args.to_hub.publish, &published) {
@@ -204,7 +204,7 @@ fn verified(
         }
     };
     let options = Options {
-        model: first_file(fit).into(),
+        model: fit.job.first_file().into(),
         against: Some(source.clone()),
         input: Input::Text(text),
         context: CONTEXT,
@@ -218,7 +218,7 @@ fn verified(
     };
     let mut outcome = verify::evaluate(&options, &Steps::new(), cancel)?;
     // Names, not places: what is written here is published.
-    outcome.model.path = file_name(first_file(fit).as_path());
+    outcome.model.path = file_name(fit.job.first_file().as_path());
     if let Some(reference) = outcome.reference.as_mut() {
         reference.path = match source.origin() {
             Some(_) => source.to_string(),
