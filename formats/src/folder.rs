@@ -90,10 +90,14 @@ pub(crate) fn layout(
     let mut total_size = 0;
     for (file, range) in shards.into_iter().enumerate() {
         let mut shard: Vec<_> = stored.by_ref().take(range.len()).collect();
-        // What is known already goes on where the header ends, and is written with it.
-        shard.sort_by_key(|tensor| match tensor.content {
-            Content::Bytes(_) => None,
-            _ => Some(std::cmp::Reverse(tensor.len.trailing_zeros().min(ALIGNMENT.ilog2()))),
+        // What is known already goes on where the header ends, and is written with it: it ends where alignment begins, so what needs least
+        // of that is first.
+        shard.sort_by_key(|tensor| {
+            let aligned = tensor.len.trailing_zeros().min(ALIGNMENT.ilog2());
+            match tensor.content {
+                Content::Bytes(_) => (false, aligned),
+                _ => (true, ALIGNMENT.ilog2() - aligned),
+            }
         });
         let name = match count {
             1 => "model.safetensors".to_owned(),

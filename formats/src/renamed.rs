@@ -180,6 +180,10 @@ impl TensorSource for Renamed {
         self.made.files()
     }
 
+    fn files_of(&self, id: TensorId) -> Vec<usize> {
+        self.pieces[id.0].iter().flat_map(|piece| self.made.files_of(piece.made)).collect()
+    }
+
     fn read_at(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let (meta, len) = (self.meta(id), buffer.len() as u64);
         let out_of_tensor = || Error::OutOfTensor { tensor: meta.name.clone(), offset, len, size: meta.len };

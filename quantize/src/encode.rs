@@ -9,6 +9,7 @@ use formats::{
 };
 use kernels::{
     Format, Isa,
+    moves::may_move,
     stats::{damage, summarize},
 };
 use rayon::prelude::*;
@@ -16,7 +17,7 @@ use rayon::prelude::*;
 use crate::{
     error::{Error, Result},
     journal::Entry,
-    moved::moved,
+    moved::{moved, quantized},
     read::Loaded,
     segment::Pieces,
     weighted::ColumnWeights,
@@ -144,7 +145,14 @@ pub fn encode(
             for (piece, raw) in pieces.iter().zip(&loaded.pieces) {
                 let all = piece.rows.end - piece.rows.start;
                 let row_wise = piece.map.is_row_wise();
-                let step = if row_wise { (CHUNK / piece.columns.max(1)).max(1) } else { all };
+                // What may stay as it is, or not, is told of each row: bytes must not depend on where chunks begin.
+                let is_told =
+                    quantized(source, piece).is_some_and(|from| from != format && may_move(from, format));
+                let step = match row_wise {
+                    false => all,
+                    true if is_told => 1,
+                    true => (CHUNK / piece.columns.max(1)).max(1),
+                };
                 let mut row = 0;
                 while row < all {
                     let rows = step.min(all - row);

@@ -95,7 +95,7 @@ pub enum Error {
         /// The output tensor.
         tensor: String,
         /// The source's format.
-        from: &'static str,
+        from: String,
         /// The container.
         container: &'static str,
         /// The formats with the same levels, whose scales or zero points can't be the source's.

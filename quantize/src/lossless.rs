@@ -5,7 +5,7 @@
 //! source are looked at before anything is planned (the codes, where they lie apart, are not read).
 
 use formats::{
-    Content, OutputTensor, Part, TensorSource,
+    Content, Dtype, OutputTensor, Part, TensorSource,
     output::{Class, Map},
     rows,
     scales::Scales,
@@ -56,18 +56,19 @@ pub(crate) fn choose(
     (source, scales): (&dyn TensorSource, &Scales),
     plain: impl Fn(&OutputTensor) -> Result<&'static Format>,
 ) -> Result<Choices> {
-    let mut formats = outputs.iter().map(plain).collect::<Result<Vec<_>>>()?;
+    let plain = |output: &OutputTensor| offer.unquantized(output, plain(output)?, source);
+    let mut formats = Vec::with_capacity(outputs.len());
     let mut moving = Vec::new();
     for (index, output) in outputs.iter().enumerate() {
-        let Some(parts) = quantized_parts(output, source) else { continue };
-        if !output.quantizable || output.class == Class::Vector {
-            continue;
-        }
-        if parts.iter().all(|(part, _)| part.map.source_row(0, 0).is_some()) {
-            moving.push(Moving { index, output, parts });
-        } else {
-            // Columns that become rows: numbers, for the blocks go along rows.
-            formats[index] = decoded_in(parts[0].1);
+        // Of columns that become rows only the numbers can be kept, for blocks go along rows.
+        let stays = |(part, _): &(&Part, _)| part.map.source_row(0, 0).is_some();
+        let parts = quantized_parts(output, source).filter(|parts| parts.iter().all(stays));
+        match parts.filter(|_| output.quantizable && output.class != Class::Vector) {
+            Some(parts) => {
+                moving.push(Moving { index, output, parts });
+                formats.push(&float::F32);
+            }
+            None => formats.push(plain(output)?),
         }
     }
     let together = if offer.one_for_all { moving.len().max(1) } else { 1 };
@@ -159,12 +160,43 @@ fn holds(source: &dyn TensorSource, part: &Part, from: &Format, to: &Format) -> 
 }
 
 impl Offer<'_> {
+    /// The float type for a tensor that is no blocks in the container, where `plain` is usual: one that holds every weight as its consumer
+    /// in the source decodes it.
+    fn unquantized(
+        &self,
+        output: &OutputTensor,
+        plain: &'static Format,
+        source: &dyn TensorSource,
+    ) -> Result<&'static Format> {
+        let Content::Parts(parts) = &output.content else { return Ok(plain) };
+        let mut needed = None;
+        for part in parts {
+            let refused = |from: String| {
+                let (tensor, container) = (output.name.clone(), self.container);
+                Err(Error::NotHeld { tensor, from, container, tried: Vec::new(), cost: None })
+            };
+            // It is in no blocks in the source either, but smaller than its numbers.
+            if let Some((name, _)) = source.decoded_from(part.source).filter(|_| output.quantizable) {
+                return refused(name.to_string());
+            }
+            let float = match source.meta(part.source).dtype {
+                Dtype::Block(format) if format.block == 1 => format,
+                Dtype::Block(format) => decoded_in(format),
+                dtype => return refused(dtype.to_string()),
+            };
+            needed = Some(if needed.is_none_or(|needed| needed == float) { float } else { &float::F32 });
+        }
+        Ok(needed.filter(|_| *plain != float::F32).unwrap_or(plain))
+    }
+
     /// The formats that may hold all of some tensors, the smallest first, and of those the ones whose consumers round as the source's.
     fn candidates(&self, group: &[Moving<'_>]) -> Vec<&'static Format> {
         let fits = |format: &&&'static Format| {
             let becomes =
                 |one: &Moving<'_>| one.output.rows().is_multiple_of(self.rows) && one.may_become(format);
-            format.encode.is_some() && format.block > 1 && group.iter().all(becomes)
+            // Blocks that are copied need no encoder.
+            let is_same = group.iter().all(|one| one.parts.iter().all(|(_, from)| from == *format));
+            (format.encode.is_some() || is_same) && format.block > 1 && group.iter().all(becomes)
         };
         let mut candidates: Vec<&'static Format> = self.formats.iter().filter(fits).copied().collect();
         let rank = |format: &&'static Format| {
@@ -216,7 +248,7 @@ impl Offer<'_> {
             .transpose()?;
         Ok(Error::NotHeld {
             tensor: one.output.name.clone(),
-            from: from.name,
+            from: from.name.to_owned(),
             container: self.container,
             tried: candidates.iter().map(|format| format.name).collect(),
             cost,

@@ -15,7 +15,7 @@ use formats::{
     renamed::Renamed,
     scales::{DEFAULT_BLOCK, Scales},
 };
-use kernels::{Format, float, table};
+use kernels::{Format, float, moves::may_move, table};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -96,7 +96,7 @@ impl Options {
 
     /// Whether quantized weights are to stay as they are.
     fn is_lossless(&self) -> Result<bool> {
-        let is_lossless = self.format == LOSSLESS;
+        let is_lossless = self.format.eq_ignore_ascii_case(LOSSLESS);
         if is_lossless && (!self.overrides.is_empty() || self.imatrix.is_some() || self.calibration.is_some())
         {
             return Err(Error::Usage(format!(
@@ -293,7 +293,7 @@ fn warnings(
 ) -> Vec<String> {
     let unweighted = weighted.and_then(|weighted| unweighted(weighted, outputs, formats));
     let requantized = || requantized(source, outputs, formats);
-    let is_lossless = options.format == LOSSLESS;
+    let is_lossless = options.format.eq_ignore_ascii_case(LOSSLESS);
     (!is_lossless).then(requantized).flatten().into_iter().chain(unweighted).collect()
 }
 
@@ -326,7 +326,8 @@ fn requantized(
         let id = parts.first()?.source;
         let meta = source.meta(id);
         let again = source.decoded_from(id).is_some()
-            || matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != *format);
+            // What may move mostly does.
+            || matches!(meta.dtype, Dtype::Block(from) if from.block > 1 && from != *format && !may_move(from, format));
         (again && format.block > 1).then_some(&meta.name)
     });
     let (count, first) = again.fold((0, None), |(n, first), name| (n + 1, first.or(Some(name))));

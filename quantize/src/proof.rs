@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use formats::{Source, rows::Stored};
+use formats::{Content, OutputTensor, Source, rows::Stored};
 use rayon::prelude::*;
 use verify::weights::Weights;
 
@@ -37,9 +37,12 @@ pub fn prove(
     cancel: &AtomicBool,
 ) -> Result<Proof> {
     let (theirs, ours) = (Weights::open(source)?, Weights::open(written)?);
-    let weights = ours.tensors.iter().map(|tensor| tensor.elements()).sum();
+    // What is computed has no source.
+    let compared = |tensor: &&OutputTensor| matches!(tensor.content, Content::Parts(_));
+    let weights = ours.tensors.iter().filter(compared).map(OutputTensor::elements).sum();
     progress.begin(Phase::Comparing, Amount { weights, ..Amount::default() }, Amount::default());
-    let compared = ours.tensors.iter().enumerate().try_for_each(|(index, tensor)| {
+    let all = ours.tensors.iter().enumerate().filter(|(_, tensor)| compared(tensor));
+    let outcome = all.clone().try_for_each(|(index, tensor)| {
         let different = |detail: String| Error::Different { tensor: tensor.name.clone(), detail };
         let Some(other) = theirs.index(&tensor.name) else {
             return Err(different("the source has no such tensor".to_owned()));
@@ -55,9 +58,12 @@ pub fn prove(
                 return Err(Error::Interrupted { partial: written.path().to_owned() });
             }
             let range = piece * step..rows.min((piece + 1) * step);
-            let (a, b) = (numbers(&theirs, other, range.clone())?, numbers(&ours, index, range.clone())?);
-            if let Some(row) = range.zip(a.chunks(columns).zip(b.chunks(columns))).find(|(_, (a, b))| a != b)
-            {
+            // Floats hold what a consumer of the source decodes, which may round.
+            let is_float = matches!(ours.stored(index), Some(Stored::Block(format)) if format.block == 1);
+            let of = if is_float { decoded } else { numbers };
+            let (a, b) = (of(&theirs, other, range.clone())?, of(&ours, index, range.clone())?);
+            let length = columns.max(1);
+            if let Some(row) = range.zip(a.chunks(length).zip(b.chunks(length))).find(|(_, (a, b))| a != b) {
                 return Err(different(format!("row {} stands for other numbers", row.0)));
             }
             progress.advance(Amount { weights: a.len() as u64, ..Amount::default() });
@@ -65,22 +71,27 @@ pub fn prove(
         })
     });
     progress.end();
-    compared?;
-    Ok(Proof { tensors: ours.tensors.len() as u64, weights })
+    outcome?;
+    Ok(Proof { tensors: all.count() as u64, weights })
 }
 
 /// What rows of a tensor stand for.
 fn numbers(model: &Weights, index: usize, rows: Range<usize>) -> Result<Vec<f64>> {
-    let mut out = vec![0.0; rows.len() * model.tensors[index].columns() as usize];
     if let Some(Stored::Block(format)) = model.stored(index) {
         let mut planes = vec![Vec::new(); format.planes.len()];
+        let weights = rows.len() * model.tensors[index].columns() as usize;
         model.stored_rows(index, rows, &mut planes)?;
         let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+        let mut out = vec![0.0; weights];
         kernels::moves::numbers(format, &planes, &mut out);
         return Ok(out);
     }
-    let mut decoded = vec![0.0; out.len()];
-    model.rows(index, rows, &mut decoded)?;
-    out.iter_mut().zip(decoded).for_each(|(out, decoded)| *out = f64::from(decoded));
-    Ok(out)
+    decoded(model, index, rows)
+}
+
+/// The same as consumers decode it.
+fn decoded(model: &Weights, index: usize, rows: Range<usize>) -> Result<Vec<f64>> {
+    let mut out = vec![0.0; rows.len() * model.tensors[index].columns() as usize];
+    model.rows(index, rows, &mut out)?;
+    Ok(out.into_iter().map(f64::from).collect())
 }

@@ -92,7 +92,7 @@ fn a_folder_is_a_source_and_its_codes_are_kept() {
     assert!(!String::from_utf8_lossy(&output.stderr).contains("warning"), "nothing is quantized again");
     let via = divergence(&gguf, "tiny-llama");
     assert!((via - by_itself).abs() < 1e-4 * by_itself, "{via}, {by_itself} in the folder");
-    let output = run(&mut quantize(&first, "mlx", "4bit-g64", &path("via-mlx")));
+    let output = run(&mut quantize(&first, "mlx", "3bit-g64", &path("via-mlx")));
     assert!(String::from_utf8_lossy(&output.stderr).contains("warning"), "4 bits already");
 }
 

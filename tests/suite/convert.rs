@@ -154,3 +154,23 @@ fn gptq_and_awq_come_back_from_every_container_that_holds_them() {
     let message = fails(&mut convert(&path("awq"), "gguf", &path("x.gguf")), 1);
     assert!(message.contains("q4_1") && message.contains('%'), "{message}");
 }
+
+/// Embedding and head are quantized in such a GGUF, and numbers in a folder for vLLM.
+#[test]
+fn what_is_no_blocks_in_the_target_keeps_its_numbers() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = |name: &str| dir.path().join(name);
+    let like = model("tiny-llama");
+    run(&mut quantize(&like, "gguf", "q4_0", &path("a.gguf")));
+    let mut command = convert(&path("a.gguf"), "compressed-tensors", &path("ct"));
+    assert_eq!(formats(command.arg("--like").arg(&like)), ["\"w4a16-g32-f16\""]);
+    let inspected = json(&run(halfbyte(&["inspect", "--json"]).arg(path("ct"))).stdout);
+    let of = |name: &str| {
+        let tensors = inspected["tensors"].as_array().expect("tensors");
+        tensors.iter().find(|tensor| tensor["name"] == name).expect("a tensor")["format"].clone()
+    };
+    assert_eq!((of("model.embed_tokens.weight"), of("lm_head.weight")), ("f32".into(), "f32".into()));
+    // Nothing holds FP8 but FP8.
+    let message = fails(&mut convert(&model("tiny-deepseek"), "gguf", &path("r.gguf")), 1);
+    assert!(message.contains("f8_e4m3"), "{message}");
+}

@@ -9,6 +9,7 @@ use halfbyte_formats::linears::{Packing, Tensor};
 use halfbyte_formats::safetensors::Safetensors;
 use halfbyte_formats::{Error, Layout, TensorSource, awq, compressed_tensors, gptq};
 use kernels::mxfp4::MLX_MXFP4;
+use kernels::nvfp4::COMPRESSED_NVFP4;
 use kernels::{Format, float, w4a16, w4a16_asym};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -195,4 +196,22 @@ fn bits_are_those_in_the_files_and_short_names_are_known() {
     assert_eq!(compressed.bits_per_weight(&w4a16_asym::BF16[2]), 4.0 + 20.0 / 128.0);
     assert_eq!(awq::PACKING.bits_per_weight(&w4a16_asym::F16[0]), 4.0 + 20.0 / 32.0);
     assert!((gptq::V1.bits_per_weight(&w4a16::F16[2]) - (4.0 + 20.0 / 128.0)).abs() < 1e-3);
+}
+
+/// A divisor of 4 bytes beside shapes of 16.
+#[test]
+fn what_stands_beside_the_header_is_aligned() {
+    let all = [
+        linear("m.weight", &w4a16::BF16[0]),
+        linear("n.weight", &COMPRESSED_NVFP4),
+        linear("o.weight", &w4a16::BF16[0]),
+    ];
+    let layout = compressed_tensors::PACKING.layout(&all, &OPTIONS).unwrap();
+    let header = &layout.files[0].header;
+    let len = u64::from_le_bytes(header[..8].try_into().unwrap());
+    let names: Value = serde_json::from_slice(&header[8..8 + len as usize]).unwrap();
+    for (name, bytes) in [("m.weight_shape", 8), ("n.weight_global_scale", 4), ("o.weight_shape", 8)] {
+        let start = names[name]["data_offsets"][0].as_u64().unwrap();
+        assert!((8 + len + start).is_multiple_of(bytes), "{name} at {start}");
+    }
 }

@@ -360,7 +360,10 @@ pub fn check_rows(outputs: &[OutputTensor], formats: &[&'static Format], cards: 
 /// If metadata can't be.
 pub fn allowed(hyper: &Hyper, run: &Run) -> Result<Run> {
     let Some(made_for) = hyper.optional_count("context_length")? else { return Ok(*run) };
-    let stretched = hyper.optional_number("rope.scaling.factor")?.unwrap_or(1.0).max(1.0);
+    // YaRN stretches what the model was first trained on; Gemma 3 is made for what it says.
+    let made_for = hyper.optional_count("rope.scaling.original_context_length")?.unwrap_or(made_for);
+    let factor = hyper.optional_number("rope.scaling.factor")?.filter(|_| !hyper.arch.starts_with("gemma3"));
+    let stretched = factor.unwrap_or(1.0).max(1.0);
     Ok(Run { context: run.context.min((made_for as f64 * stretched) as u64), ..*run })
 }
 

@@ -12,7 +12,7 @@ use super::{Answer, Basis, Fit, Model, Placed, Rung, Share, Short, Wish, planned
 use crate::{
     allocate::Question,
     budget::{self, Run, vllm},
-    error::Result,
+    error::{Error, Result},
     job::Job,
     placement::{Place, Placement},
     plan::{Container, Options},
@@ -121,7 +121,9 @@ pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
         });
         match plan {
             Ok(plan) => plans.push(plan),
-            Err(error) => refused = refused.or(Some(error)),
+            // The scheme can't be had; another one may.
+            Err(error @ Error::Usage(_)) => refused = refused.or(Some(error)),
+            Err(error) => return Err(error),
         }
     }
     let question =
@@ -144,8 +146,8 @@ pub fn fit(source: &Source, out: &Path, wish: &Wish) -> Result<Answer> {
     }
     let smallest = plans.iter().min_by_key(|plan| plan.job.tensors_bytes());
     match (smallest, refused) {
-        (_, Some(error)) => Err(error),
-        (Some(smallest), None) => Ok(Answer::Short(too_large(smallest, wish, &model)?)),
+        (None, Some(error)) => Err(error),
+        (Some(smallest), _) => Ok(Answer::Short(too_large(smallest, wish, &model)?)),
         (None, None) => Err(super::no_engine(wish)),
     }
 }
