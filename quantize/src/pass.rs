@@ -217,7 +217,7 @@ impl Pass<'_> {
         let tiles = std::mem::take(&mut work.tiles);
         let (stop, work) = (&Stop::new(cancel), &work);
         let &Output { store, journal, outlet, kept } = output;
-        let writer = Writer { pass: self, work, store, progress, stop };
+        let writer = Writer { pass: self, work, store, kept, progress, stop };
         let keeper = Keeper::new(self, work, store, journal, kept, outlet.map(|_| whole_tx));
         thread::scope(|scope| {
             // What was read before a read that failed is still written and noted: the reader asks nobody to stop.

@@ -22,7 +22,7 @@ use crate::{
     stop::Stop,
     store::Store,
     tile::Tile,
-    work::{Work, files_of},
+    work::{Kept, Work, files_of},
 };
 
 /// Bytes of a tile that take longer to hash than a thread to start.
@@ -33,6 +33,8 @@ pub(crate) struct Writer<'a> {
     pub pass: &'a Pass<'a>,
     pub work: &'a Work,
     pub store: &'a Store<'a>,
+    /// What is there already.
+    pub kept: &'a Kept,
     pub progress: &'a dyn Progress,
     pub stop: &'a Stop<'a>,
 }
@@ -175,18 +177,22 @@ impl Writer<'_> {
         } else {
             planes.clone()
         };
-        let entry = entry(output, layout, &at, self.hexed(hashes, &at)?, &stats);
-        let whole = whole.map(|whole| self.hexed(whole.hashes, planes)).transpose()?;
+        let hexed = |hashes, at: &[Placement]| self.hexed(segment.tensor, hashes, at);
+        let entry = entry(output, layout, &at, hexed(hashes, &at)?, &stats);
+        let whole = whole.map(|whole| hexed(whole.hashes, planes)).transpose()?;
         Ok(Finished { step, entry, stats, whole })
     }
 
-    /// The hashes of what lies at `at`.
-    fn hexed(&self, hashes: Hashes, at: &[Placement]) -> Result<Vec<String>> {
-        let hash = |(hash, at): (Option<Sha256>, &Placement)| match hash {
+    /// The hashes of what lies at `at`, or did before it was taken away.
+    fn hexed(&self, tensor: usize, hashes: Hashes, at: &[Placement]) -> Result<Vec<String>> {
+        let hash = |(plane, (hash, at)): (usize, (Option<Sha256>, &Placement))| match hash {
             Some(sha) => Ok(hex(&sha.finalize())),
-            None => self.store.hash(*at),
+            None => match self.kept.gone.get(&(tensor, plane)) {
+                Some(hash) => Ok(hash.clone()),
+                None => self.store.hash(*at),
+            },
         };
-        hashes.into_iter().zip(at).map(hash).collect()
+        hashes.into_iter().zip(at).enumerate().map(hash).collect()
     }
 }
 
