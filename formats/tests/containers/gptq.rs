@@ -173,7 +173,7 @@ fn what_is_missing_or_contradicts_is_named() {
     refused(&|t| t[0].1 = "F32", plain, &["a.qweight f32", "I32"]);
     refused(&|t| t[2].1 = "I16", plain, &["a.scales I16", "neither BF16 nor F16 nor F32"]);
     refused(&|t| t[3] = ("a.g_idx", "I32", &[32], vec![0; 128]), plain, &["a.g_idx is I32 [32]", "[64]"]);
-    refused(&|t| t[1].2 = &[4, 1], plain, &["a.qzeros I32 [4, 1]", "4 bits"]);
+    refused(&|t| t[1].2 = &[4, 1], plain, &["a.qzeros I32 [4, 1]", "have 2 bits: read are 4"]);
     refused(&|t| t[2].2 = &[32], plain, &["a.scales bf16 [32]", "no matrix"]);
     refused(&|t| t.push(("a.weight", "BF16", &[1], vec![0; 2])), plain, &["a.weight beside a.qweight"]);
     let of_16 = |t: &mut Vec<Entry>| {
