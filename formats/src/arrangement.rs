@@ -182,7 +182,7 @@ impl Arrangement {
                     stored.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
                 for (i, row) in out.chunks_exact_mut(self.row_bytes() as usize).enumerate() {
                     let shift = 4 * eights.places[(rows.start as usize + i) % 8];
-                    let value = |column| (eights.of(&words, rows, i, column, columns) >> shift) as u8 & 15;
+                    let value = |column| (words[eights.at(rows, i, column, columns)] >> shift) as u8 & 15;
                     if eights.bits == 4 {
                         for (pair, byte) in row.iter_mut().enumerate() {
                             *byte = value(2 * pair) | value(2 * pair + 1) << 4;
@@ -229,10 +229,6 @@ impl Eights {
         let (start, end) = (rows.start / 8, rows.end.div_ceil(8));
         let word = (rows.start as usize + i) / 8 - start as usize;
         if self.across { column * (end - start) as usize + word } else { word * columns + column }
-    }
-
-    fn of(&self, words: &[u32], rows: &std::ops::Range<u64>, i: usize, column: usize, columns: usize) -> u32 {
-        words[self.at(rows, i, column, columns)]
     }
 }
 

@@ -156,7 +156,7 @@ impl Job {
             }
             (container, Weights::Mlx(_)) if container.packing().is_some() => Err(Error::Usage(format!(
                 "{source}: {} keeps a checkpoint's own names, and an MLX folder has others. Give the checkpoint that it was made \
-                 from",
+                 from, or name that with `halfbyte convert --like`",
                 container.name()
             ))),
             (container, Weights::Mlx(weights) | Weights::Packed(weights)) => {
